@@ -1,0 +1,74 @@
+# Turku. `make demo` shows it working on this machine, `make test` proves it.
+#
+# Needs make, root or sudo, and Debian 12, Ubuntu 24.04 or alike. What else is needed is installed
+# by its package name, and said before.
+
+# The Python to use: the `python3` on the PATH if it is 3.10 to 3.13, else the distribution's.
+PYTHON ?=
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# demo: the tree to back up. Empty: /usr/share/doc.
+SOURCE ?=
+# bench: where to write the table as JSON as well. Empty: nowhere.
+JSON ?=
+
+.PHONY: help
+help:  ## Say what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: local-packages $(VENV)/.ready-local  ## Back up a real tree on this machine, restore it, compare (SOURCE=/path)
+	@$(BIN)/turku-local demo $(if $(SOURCE),--source '$(SOURCE)')
+
+.PHONY: test
+test: test-packages $(VENV)/.ready-dev  ## Lint, then run every test; the last line counts them
+	@$(BIN)/python tools/run_tests.py lint unit integration
+
+.PHONY: lint unit integration
+lint unit integration: $(VENV)/.ready-dev  ## Only that part of `make test`
+	@$(BIN)/python tools/run_tests.py $@
+
+.PHONY: bench
+bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side by side (JSON=path)
+	@$(BIN)/python -m benchmarks $(if $(JSON),--json '$(JSON)')
+
+.PHONY: format
+format: $(VENV)/.ready-dev  ## Format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+# A distribution's packages. Nothing is done, and no root needed, when everything is there.
+.PHONY: local-packages test-packages
+local-packages:
+	@tools/install-packages local
+test-packages:
+	@tools/install-packages test
+
+$(VENV)/.ready-local: requirements/local.txt lib/pyproject.toml tools/make-venv
+	@PYTHON='$(PYTHON)' tools/make-venv $(VENV) requirements/local.txt
+	@touch $@
+
+$(VENV)/.ready-dev: requirements/dev.txt lib/pyproject.toml tools/make-venv
+	@PYTHON='$(PYTHON)' tools/make-venv $(VENV) requirements/dev.txt
+	@touch $@ $(VENV)/.ready-local
+
+# The lock files, for every Python from 3.10 on. Each release of a dependency is pinned by hash.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url --no-header
+
+.PHONY: lock
+lock:  ## Bring the lock files up to date (needs an environment made by `make lint` before)
+	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in requirements/dev.in -o requirements/dev.txt
+	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in -c requirements/dev.txt -o requirements/local.txt
+	for role in agent storage api; do \
+	    $(LOCK) --extra $$role lib/pyproject.toml -c requirements/dev.txt -o requirements/$$role.txt; \
+	done
+
+.PHONY: clean
+clean:  ## Remove what was made here
+	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

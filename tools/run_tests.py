@@ -1,0 +1,157 @@
+"""Run the checks that are named and say, on the last line, how many tests passed.
+
+    python tools/run_tests.py lint unit integration
+
+Each test run says itself what it does; this adds their counts up. The exit code is 0 only if
+every check held. It runs from any folder and needs the environment of requirements/dev.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command of a part: what it is called, its arguments, and what it needs to know."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    counts_tests: bool = False
+
+
+@dataclass
+class Count:
+    """How many tests had which outcome, over all runs so far."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def add(self, report: Path) -> None:
+        """Add the outcomes in a JUnit report; a run that died without one is a failure."""
+        try:
+            suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+        except (OSError, ElementTree.ParseError):
+            self.failed += 1
+            return
+        for suite in suites:
+            failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            skipped = int(suite.get("skipped", 0))
+            self.failed += failed
+            self.skipped += skipped
+            self.passed += int(suite.get("tests", 0)) - failed - skipped
+
+    def line(self) -> str:
+        """Return the line that ends the whole output."""
+        line = f"{self.passed} passed, {self.failed} failed"
+        return f"{line}, {self.skipped} skipped" if self.skipped else line
+
+
+def tool(name: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command for a program of this environment."""
+    return (str(BIN / name), *arguments)
+
+
+def pytest_command(*arguments: str, as_root: bool = False) -> tuple[str, ...]:
+    """Return the command of a test run; as root it goes through sudo when we are not root."""
+    command = tool("pytest", "-q", "-n", str(max(2, os.cpu_count() or 2)), *arguments)
+    if as_root and os.geteuid() != 0:
+        # Nothing of root's may be left in this user's tree.
+        settings = ("CI=" + os.environ.get("CI", ""), "PYTHONDONTWRITEBYTECODE=1")
+        return ("sudo", "env", *settings, *command)
+    return command
+
+
+LINT = (
+    Check("ruff check", tool("ruff", "check", "--quiet", ".")),
+    Check("ruff format", tool("ruff", "format", "--check", "--quiet", ".")),
+    Check("mypy", tool("mypy")),
+    Check("import-linter", tool("lint-imports", "--no-cache")),
+)
+
+POSTGRESQL = (("TURKU_TEST_DATABASE", "postgresql"),)
+
+UNIT = (
+    Check("unit tests", pytest_command("tests/unit", "tests/test_house.py"), counts_tests=True),
+    Check(
+        "the API's tests on PostgreSQL",
+        pytest_command("tests/unit/api"),
+        environment=POSTGRESQL,
+        counts_tests=True,
+    ),
+)
+
+INTEGRATION_AS_ROOT = (
+    Check(
+        "integration tests (as root)",
+        pytest_command("tests/integration", as_root=True),
+        counts_tests=True,
+    ),
+)
+
+INTEGRATION_AS_USER = (
+    Check(
+        "integration tests (as this user)",
+        pytest_command("tests/integration", "-m", "not needs_root"),
+        counts_tests=True,
+    ),
+    Check(
+        "integration tests that need root (with sudo)",
+        pytest_command("tests/integration", "-m", "needs_root", as_root=True),
+        counts_tests=True,
+    ),
+)
+
+PARTS = {
+    "lint": LINT,
+    "unit": UNIT,
+    "integration": INTEGRATION_AS_ROOT if os.geteuid() == 0 else INTEGRATION_AS_USER,
+}
+
+
+def run(check: Check, count: Count) -> bool:
+    """Run one check, show its output, add its tests to `count`; return whether it held."""
+    print(f"== {check.name}", flush=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="turku-tests-") as folder:
+        report = Path(folder, "report.xml")
+        command = list(check.command)
+        if check.counts_tests:
+            command.append(f"--junit-xml={report}")
+        environment = {**os.environ, **dict(check.environment)}
+        held = subprocess.run(command, cwd=TREE, env=environment, check=False).returncode == 0
+        if check.counts_tests:
+            count.add(report)
+    outcome = "held" if held else "FAILED"
+    print(f"== {check.name}: {outcome} after {time.monotonic() - began:.0f} s", flush=True)
+    return held
+
+
+def main(parts: list[str]) -> int:
+    """Run the parts that are named, all to their end, and return the exit code."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        print(f"usage: run_tests.py {'|'.join(PARTS)}...", file=sys.stderr)
+        return 2
+    count = Count()
+    broken = [check.name for part in parts for check in PARTS[part] if not run(check, count)]
+    if broken:
+        print(f"These did not hold: {', '.join(broken)}.")
+    print(count.line(), flush=True)
+    return 1 if broken or count.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
