@@ -1,0 +1,1 @@
+"""The storage unit: sessions, mirrors, snapshots, expiry, verification and restores."""
