@@ -1,0 +1,1 @@
+"""The v1 protocol: its messages and the client that sends them."""

@@ -1,0 +1,172 @@
+"""The client that sends v1 calls to the API, to one of its URLs after the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from turku_core import __version__
+from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
+from turku_core.protocol.messages import ANSWER_BYTES_MAX
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
+_CHUNK_BYTES = 65536
+_WORDS_MAX = 500
+
+
+class ApiUnreachable(TryAgainLater):
+    """No URL of the API answered as the API does: the network, a proxy or the API is down."""
+
+
+class ApiRefused(TurkuError):
+    """The API doesn't accept these credentials (403)."""
+
+
+class ApiInvalid(TurkuError):
+    """The API says that a field of the request is missing or not valid (400)."""
+
+
+class ApiNotFound(TurkuError):
+    """The API doesn't know this machine or source for this storage unit (404)."""
+
+
+class Client:
+    """Sends calls to the API.
+
+    A URL that can't be reached, or that answers with a server's error or with something that isn't
+    the API's, is left for the next one. An answer that the API did give (200, 400, 403, 404) is
+    final, since every URL leads to the same API.
+
+    Args:
+        urls: Base URLs such as ``https://turku.example.com/v1``, tried in turn.
+        ca_certificate: A PEM file of the authorities to trust instead of the system's.
+        timeout: Seconds to connect, and seconds without a byte of the answer.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        ca_certificate: Path | None = None,
+        timeout: tuple[float, float] = (CONNECT_SECONDS, ANSWER_SECONDS),
+    ) -> None:
+        if not urls:
+            raise ConfigurationError("No URL of the API is configured: set api_url.")
+        for url in urls:
+            if not url.startswith(("https://", "http://")):
+                raise ConfigurationError(
+                    f"The API's URL must begin with https://, not {url!a}: mend api_url."
+                )
+        if ca_certificate is not None and not ca_certificate.is_file():
+            raise ConfigurationError(
+                f"The API's CA certificate {ca_certificate} isn't there: mend api_ca_certificate."
+            )
+        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"turku/{__version__}"
+        if ca_certificate is not None:
+            self._session.verify = str(ca_certificate)
+            # REQUESTS_CA_BUNDLE of the environment would win over the session's setting.
+            self._session.trust_env = False
+
+    def call(self, name: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one call and return the API's answer, a JSON object.
+
+        Args:
+            name: The call, such as ``agent_ping_checkin``.
+            payload: The request; it may hold secrets and is never logged.
+
+        Raises:
+            ApiUnreachable: No URL gave an answer.
+            ApiRefused, ApiInvalid, ApiNotFound: The API's own answer.
+        """
+        body = json.dumps(payload).encode("utf-8")
+        problems = []
+        for url in self._urls:
+            try:
+                return self._call_one(f"{url}/{name}", body)
+            except _NoAnswer as error:
+                logger.info("%s: %s", url, error)
+                problems.append(f"{url}: {error}")
+        raise ApiUnreachable(
+            f"The API can't be reached; the call is worth another try later. {'; '.join(problems)}."
+        )
+
+    def _call_one(self, url: str, body: bytes) -> dict[str, Any]:
+        try:
+            # A redirect is never followed: it would carry the secret elsewhere.
+            with self._session.post(
+                url,
+                data=body,
+                headers={"Content-Type": "application/json", "Accept": "application/json"},
+                timeout=self._timeout,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                content = _read_bounded(response)
+        except requests.exceptions.SSLError as error:
+            raise _NoAnswer(f"its certificate isn't trusted ({_innermost(error)})") from error
+        except requests.exceptions.Timeout as error:
+            raise _NoAnswer("no answer in time") from error
+        except (requests.exceptions.RequestException, UnicodeError) as error:
+            raise _NoAnswer(_innermost(error)) from error
+        return _answer(response.status_code, content)
+
+
+class _NoAnswer(Exception):
+    """This URL didn't give an answer of the API; the message says why, without a full stop."""
+
+
+def _read_bounded(response: requests.Response) -> bytes:
+    content = bytearray()
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        content += chunk
+        if len(content) > ANSWER_BYTES_MAX:
+            raise _NoAnswer(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+    return bytes(content)
+
+
+def _answer(status: int, content: bytes) -> dict[str, Any]:
+    if status == 200:
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise _NoAnswer("the answer is not JSON") from error
+        if not isinstance(answer, dict):
+            raise _NoAnswer("the answer is not a JSON object")
+        return answer
+    words = " ".join(content[: 4 * _WORDS_MAX].decode("utf-8", "replace").split())[:_WORDS_MAX]
+    said = ascii(words)[1:-1]
+    if status == 400:
+        raise ApiInvalid(f"The API did not accept the request: {said}")
+    if status == 403:
+        raise ApiRefused(
+            "The API refused the credentials: the registration key or the secret is wrong or "
+            "disabled, or this identity isn't registered."
+        )
+    if status == 404 and said:
+        raise ApiNotFound(f"The API does not know it: {said}")
+    raise _NoAnswer(f"the answer has the HTTP status {status}")
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the words of the error at the bottom of urllib3's wrapping."""
+    seen: BaseException = error
+    while True:
+        inner = getattr(seen, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None)
+        if inner is None:
+            inner = seen.__cause__ or seen.__context__
+        if inner is None or inner is seen:
+            break
+        seen = inner
+    return str(seen).strip().rstrip(".") or type(seen).__name__
