@@ -1,0 +1,1 @@
+"""The Django application: who may do what, what is due, and the record of every backup."""
