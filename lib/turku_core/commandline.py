@@ -53,8 +53,8 @@ def run(
 ) -> NoReturn:
     """Run the body of a console script, and end the process with the exit code it earned.
 
-    A `TurkuError` becomes its sentence on standard error and its exit code; Ctrl-C ends with 130, as
-    a shell shows it. A closed output (``| head``) ends quietly.
+    A `TurkuError` becomes its sentence on standard error and its exit code; Ctrl-C ends with 130,
+    as a shell shows it. A closed output (``| head``) ends quietly.
     """
     set_up_logging(arguments.verbose)
     program = os.path.basename(sys.argv[0])

@@ -193,7 +193,8 @@ def secret(value: object, field: str) -> str:
 
 def host(value: object, field: str) -> str:
     """Return a host name (RFC 1123, underscores allowed) or an IP address, without brackets."""
-    if isinstance(value, str) and 0 < len(value) <= 253:
+    # An IPv6 zone (%eth0) means nothing on another host, and may hold any character.
+    if isinstance(value, str) and 0 < len(value) <= 253 and "%" not in value:
         try:
             return str(ipaddress.ip_address(value))
         except ValueError:
