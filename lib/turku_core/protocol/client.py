@@ -12,12 +12,14 @@ import requests
 
 from turku_core import __version__
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
-from turku_core.protocol.messages import ANSWER_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+"""An answer with 20,000 machines' SSH keys is about 10 MiB."""
+
 _CHUNK_BYTES = 65536
 _WORDS_MAX = 500
 

@@ -25,9 +25,6 @@ DEFAULT_RETENTION = "last 5 days, earliest of month"
 REQUEST_BYTES_MAX = 8 * 1024 * 1024
 """No request of ours comes near: a machine with 1,000 sources of 100 rules sends 4 MiB."""
 
-ANSWER_BYTES_MAX = 64 * 1024 * 1024
-"""An answer with 20,000 machines' SSH keys is about 10 MiB."""
-
 
 def frequency(value: object, field: str) -> str:
     """Return the text of a valid schedule."""

@@ -81,12 +81,14 @@ def test_a_name_is_one_component_of_a_path_and_never_an_option(value: str) -> No
         ".hidden",
         "a\n",
         "a b",
-        "a\0",
+        "a\x00",
         "ä",
         3,
         None,
-    ]
-    + ["x" * 65, "a]", "a%b"],
+        "x" * 65,
+        "a]",
+        "a%b",
+    ],
 )
 def test_prior_art_01_a_name_that_could_leave_its_folder_is_refused(value: object) -> None:
     with pytest.raises(FieldError, match="source name"):
@@ -100,8 +102,23 @@ def test_ordinary_names_are_accepted(value: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["-oProxyCommand=touch /tmp/x", "-x", "a b", "a\nb", "user@host", "[::1]", "a..b", "", "1.2.3"]
-    + ["host;id", "fe80::1%eth0;id", "a-.example", "256.1.1.1", "$(id)", 7],
+    [
+        "-oProxyCommand=touch /tmp/x",
+        "-x",
+        "a b",
+        "a\nb",
+        "user@host",
+        "[::1]",
+        "a..b",
+        "",
+        "1.2.3",
+        "host;id",
+        "fe80::1%eth0;id",
+        "a-.example",
+        "256.1.1.1",
+        "$(id)",
+        7,
+    ],
 )
 def test_prior_art_03_a_host_that_could_be_an_option_or_a_command_is_refused(
     value: object,
@@ -152,8 +169,22 @@ def test_filter_rules_are_accepted(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [". /etc/shadow", ": .rules", "merge /etc/shadow", "dir-merge,n- .x", "merge,- /etc/passwd"]
-    + ["-C", "-", "", "x y", "- a\n+ b", "--delete", "- a\0b", "hidex", ".,- /etc/shadow"],
+    [
+        ". /etc/shadow",
+        ": .rules",
+        "merge /etc/shadow",
+        "dir-merge,n- .x",
+        "merge,- /etc/passwd",
+        "-C",
+        "-",
+        "",
+        "x y",
+        "- a\n+ b",
+        "--delete",
+        "- a\x00b",
+        "hidex",
+        ".,- /etc/shadow",
+    ],
 )
 def test_filter_rules_that_read_files_or_are_no_rules_are_refused(rule: str) -> None:
     with pytest.raises(FieldError):
