@@ -14,7 +14,7 @@ import hmac
 import re
 import secrets
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SECRET_BYTES = 32
 
@@ -57,11 +57,11 @@ class KeyFormatError(ValueError):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """One SSH public key, as the two words of its canonical line."""
+    """One SSH public key, as the two words of its canonical line; the comment is no part of it."""
 
     type: str
     base64: str
-    comment: str = ""
+    comment: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, line: str) -> PublicKey:
