@@ -1,11 +1,37 @@
-"""The mirror: pulling a source's newest state from the agent's rsync daemon over the tunnel."""
+"""The mirror: pulling a source's newest state from the agent's rsync daemon over the tunnel.
+
+Everything that is stored passes through rsync's `--fake-super`: owners, modes, devices, symbolic
+links and ACLs become extended attributes of plain files (rsync(1)), so that an unprivileged user
+keeps them, and what a hostile agent sends is never more than a file.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+from turku_core.storage import programs
+
+CONNECT_SECONDS = 30
+"""How long to wait for the daemon at the other end of the tunnel."""
+
+IO_SECONDS = 600
+"""How long nothing may come: the agent may be reading one large file for its checksums."""
+
+_WORDS_LINES_MAX = 20
+_PROGRESS = re.compile(rb"([\d,.]+)\s+(\d+)%\s")
+_STATISTICS = {
+    "files_total": re.compile(rb"^Number of files: ([\d,.]+)", re.MULTILINE),
+    "bytes_total": re.compile(rb"^Total file size: ([\d,.]+)", re.MULTILINE),
+    "bytes_transferred": re.compile(rb"^Total transferred file size: ([\d,.]+)", re.MULTILINE),
+    "files_transferred": re.compile(
+        rb"^Number of (?:regular )?files transferred: ([\d,.]+)", re.MULTILINE
+    ),
+}
+_OURS = re.compile(r"\[(?:receiver|generator)(?:=[^]]*)?\]")
 
 
 @dataclass(frozen=True)
@@ -18,12 +44,18 @@ class Daemon:
     password: str = field(repr=False)
     host: str = "127.0.0.1"
 
+    @property
+    def url(self) -> str:
+        """The daemon's module for rsync, with a slash at the end: its content."""
+        return f"rsync://{self.username}@{self.host}:{self.port}/{self.module}/"
+
 
 @dataclass(frozen=True)
 class PullOptions:
     """What a source says about how it is to be pulled.
 
-    `filter` and `exclude` are rsync rules, `bwlimit` is in rsync's form, `bytes` may follow raw.
+    `filter` and `exclude` are rsync rules that `fields` has passed (surrogateescape'd where they
+    aren't UTF-8); `bwlimit` is in rsync's form.
     """
 
     filter: tuple[str, ...] = ()
@@ -36,13 +68,12 @@ class PullOptions:
 class Target:
     """Where to pull to, as a snapshot mode has prepared it.
 
-    `link_dests` are trees to make hard links to, `inplace` allows writing into existing files (only
-    where nothing shares their inodes), `checksum` distrusts size and time.
+    `link_dests` are trees to make hard links to, newest first; `checksum` distrusts size and time
+    of what is there (after a power cut).
     """
 
     folder: Path
     link_dests: tuple[Path, ...] = ()
-    inplace: bool = False
     checksum: bool = False
 
 
@@ -56,6 +87,16 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """What rsync counted; None where it didn't get that far. Sizes are in bytes."""
+
+    files_total: int | None = None
+    bytes_total: int | None = None
+    bytes_transferred: int | None = None
+    files_transferred: int | None = None
+
+
+@dataclass(frozen=True)
 class Received:
     """What a pull brought.
 
@@ -66,9 +107,7 @@ class Received:
     outcome: Outcome
     code: int
     message: str
-    files_total: int | None = None
-    bytes_total: int | None = None
-    bytes_transferred: int | None = None
+    statistics: Statistics = Statistics()
 
     @property
     def usable(self) -> bool:
@@ -77,10 +116,46 @@ class Received:
 
 
 def make_rsync_command(
-    daemon: Daemon, target: Target, options: PullOptions, *, io_timeout: int = 600
+    daemon: Daemon,
+    target: Target,
+    options: PullOptions,
+    *,
+    progress: bool = True,
+    io_timeout: int = IO_SECONDS,
 ) -> list[str]:
-    """Return the rsync command of a pull; the password isn't in it."""
-    raise NotImplementedError
+    """Return the rsync command of a pull; the password isn't in it, and the rules are on stdin."""
+    command = [
+        "rsync",
+        "--archive",
+        "--acls",
+        "--xattrs",
+        "--sparse",
+        "--numeric-ids",
+        "--fake-super",
+        "--delete",
+        "--delete-excluded",
+        "--partial",
+        "--no-human-readable",
+        f"--info=stats2{',progress2' if progress else ''}",
+        f"--timeout={io_timeout}",
+        f"--contimeout={CONNECT_SECONDS}",
+    ]
+    if options.preserve_hard_links:
+        command.append("--hard-links")
+    if target.checksum:
+        command.append("--checksum")
+    if options.bwlimit:
+        command.append(f"--bwlimit={options.bwlimit}")
+    if options.filter or options.exclude:
+        command.append("--filter=merge -")
+    command += [f"--link-dest={folder}" for folder in target.link_dests]
+    return [*command, "--", daemon.url, f"{target.folder}/"]
+
+
+def make_rules(options: PullOptions) -> bytes:
+    """Return the source's rules as rsync reads them, one a line: filters first, then excludes."""
+    lines = [*options.filter, *(f"- {pattern}" for pattern in options.exclude)]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
 def pull(
@@ -90,17 +165,153 @@ def pull(
     *,
     on_progress: Callable[[int, float | None], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-    io_timeout: int = 600,
+    hold: Sequence[int] = (),
+    io_timeout: int = IO_SECONDS,
 ) -> Received:
     """Pull a source into `target` and say honestly how it ended.
 
-    `on_progress` is given bytes and percent; `cancelled` is asked several times a second, and
-    ends rsync's whole process group (it goes with this process too). Never raises for what
-    rsync or the network did.
+    Args:
+        daemon: The other end of the tunnel.
+        target: What a snapshot mode's `prepare` returned.
+        options: What the source says.
+        on_progress: Is given bytes and percent.
+        cancelled: Asked several times a second; True ends rsync's whole process group.
+        hold: The descriptor of the source's lock, so that it is held for as long as rsync lives.
+        io_timeout: Seconds after which a silent connection is given up.
+
+    Never raises for what rsync or the network did.
     """
-    raise NotImplementedError
+    command = make_rsync_command(
+        daemon, target, options, progress=on_progress is not None, io_timeout=io_timeout
+    )
+    output = Output(on_progress)
+    try:
+        finished = programs.run(
+            command,
+            env={"RSYNC_PASSWORD": daemon.password},
+            stdin=make_rules(options),
+            cancelled=cancelled,
+            on_stdout=output.feed,
+            hold=hold,
+        )
+    except programs.Cancelled:
+        return Received(Outcome.LATER, -9, "The session ended before everything had come.")
+    statistics = output.statistics()
+    outcome, message = classify(finished.code, finished.stderr.splitlines())
+    if outcome is Outcome.PARTIAL and not statistics.files_total:
+        outcome, message = Outcome.FAILED, f"Nothing could be read. {message}"
+    return Received(outcome, finished.code, message, statistics)
+
+
+class Output:
+    """rsync's standard output as it comes: progress is passed on, the end is kept for counting."""
+
+    def __init__(self, on_progress: Callable[[int, float | None], None] | None) -> None:
+        """Take who wants to hear of progress (bytes and percent)."""
+        self._on_progress = on_progress
+        self._tail = b""
+
+    def feed(self, block: bytes) -> None:
+        """Take a block of output."""
+        self._tail = (self._tail + block)[-8192:]
+        if self._on_progress is not None:
+            last = None
+            for last in _PROGRESS.finditer(block):  # noqa: B007 - only the last one matters
+                pass
+            if last is not None:
+                self._on_progress(_count(last[1]), float(last[2]))
+
+    def statistics(self) -> Statistics:
+        """Return the counts that rsync printed at its end."""
+        found = {name: pattern.search(self._tail) for name, pattern in _STATISTICS.items()}
+        return Statistics(
+            **{name: _count(match[1]) for name, match in found.items() if match is not None}
+        )
+
+
+def _count(digits: bytes) -> int:
+    return int(re.sub(rb"\D", b"", digits))
+
+
+_MEANINGS = {
+    1: (Outcome.FAILED, "rsync refused its options; this is a mistake of the storage unit's."),
+    2: (Outcome.FAILED, "The two rsyncs speak no common protocol; update the older one."),
+    3: (Outcome.FAILED, "The folder to pull into could not be used."),
+    4: (Outcome.FAILED, "The machine's rsync doesn't support what is asked; update it."),
+    5: (Outcome.FAILED, "The machine's rsync daemon refused; see the agent's configuration."),
+    6: (Outcome.FAILED, "The rsync daemon could not write its log."),
+    10: (Outcome.LATER, "The connection to the machine's rsync daemon failed."),
+    11: (Outcome.FAILED, "Files could not be written on the storage unit."),
+    12: (Outcome.LATER, "The connection to the machine broke."),
+    13: (Outcome.FAILED, "rsync failed."),
+    14: (Outcome.FAILED, "The storage unit could not start rsync's processes."),
+    19: (Outcome.LATER, "The transfer was ended by a signal."),
+    20: (Outcome.LATER, "The transfer was ended by a signal."),
+    21: (Outcome.FAILED, "rsync's processes failed."),
+    22: (Outcome.FAILED, "The storage unit ran out of memory."),
+    23: (Outcome.PARTIAL, "Some files could not be read; the rest is kept."),
+    24: (Outcome.PARTIAL, "Some files vanished while they were read; the rest is kept."),
+    25: (Outcome.FAILED, "rsync stopped deleting at its limit."),
+    30: (Outcome.LATER, "Nothing came from the machine for too long."),
+    35: (Outcome.LATER, "The machine's rsync daemon didn't answer in time."),
+}
 
 
 def classify(code: int, stderr: Sequence[str]) -> tuple[Outcome, str]:
-    """Return what rsync's exit code means, and a sentence with rsync's own words (rsync(1))."""
-    raise NotImplementedError
+    """Return what rsync's exit code means, and a sentence with rsync's own words.
+
+    The codes are those of rsync(1). Errors on this side are told from those of the machine by the
+    role that rsync names (`[receiver]`, `[generator]`, `[sender]`).
+    """
+    words = _words(stderr)
+    if code == 0:
+        return Outcome.RECEIVED, words
+    outcome, meaning = _MEANINGS.get(code, (Outcome.FAILED, f"rsync ended with code {code}."))
+    if code < 0:
+        outcome, meaning = Outcome.LATER, f"rsync was ended by signal {-code}."
+    ours = [line for line in stderr if _OURS.search(line)]
+    if any(_says_full(line) for line in ours):
+        outcome = Outcome.FAILED
+        meaning = "The volume is full; make room, or let snapshots expire."
+    elif any("%stat" in line and "not supported" in line for line in ours):
+        outcome = Outcome.FAILED
+        meaning = "The volume keeps no extended attributes (user_xattr), and backups need them."
+    elif code == 5:
+        meaning = _refusal(stderr) or meaning
+    return outcome, f"{meaning} {words}".strip()
+
+
+def _says_full(line: str) -> bool:
+    """Say whether a line of ours means a full volume; one attribute too large for ext4 doesn't."""
+    full = "No space left on device" in line or "Disk quota exceeded" in line
+    return full and "xattr" not in line
+
+
+def _refusal(stderr: Sequence[str]) -> str | None:
+    """Return what a daemon's `@ERROR` means."""
+    text = "\n".join(stderr)
+    if "chdir failed" in text or "chroot failed" in text:
+        return "The source's path isn't there, or can't be entered, on the machine."
+    if "auth failed" in text:
+        return "The machine's rsync daemon didn't take the session's password."
+    if "Unknown module" in text:
+        return "The machine's rsync daemon doesn't offer this source."
+    return None
+
+
+def _words(stderr: Sequence[str]) -> str:
+    """Return rsync's own words, printable, without those that only repeat the code."""
+    lines = [
+        line.strip().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for line in stderr
+        if line.strip() and not line.startswith(("rsync error:", "rsync warning:"))
+    ]
+    if not lines:
+        lines = [line.strip() for line in stderr if line.strip()][-1:]
+    shown = lines[:_WORDS_LINES_MAX]
+    if len(lines) > len(shown):
+        shown.append(f"... and {len(lines) - len(shown)} more such lines")
+    return "\n".join(
+        "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+        for line in shown
+    )

@@ -8,13 +8,24 @@ is an error and never an empty folder to fill.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import fcntl
+import json
+import logging
+import os
+import random
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from turku_core.configuration import write_durably
 from turku_core.errors import TryAgainLater, TurkuError
 
+logger = logging.getLogger(__name__)
+
 MARKER = ".turku-volume"
+_MIB = 1024 * 1024
 
 
 class VolumeError(TurkuError):
@@ -61,7 +72,10 @@ class Space:
     @property
     def used_pct(self) -> float:
         """The fuller of space and inodes, in percent."""
-        raise NotImplementedError
+        used = 100.0 * (1 - self.available / self.total) if self.total else 100.0
+        if self.inodes_total:
+            used = max(used, 100.0 * (1 - self.inodes_available / self.inodes_total))
+        return used
 
 
 class Volumes:
@@ -74,30 +88,70 @@ class Volumes:
 
     def get(self, name: str) -> Volume:
         """Return the mounted volume of this name. Raises VolumeError."""
-        raise NotImplementedError
+        for volume in self.volumes:
+            if volume.name == name:
+                self.check(volume)
+                return volume
+        raise VolumeError(
+            f"There is no volume {name!r} in the configuration; there is "
+            f"{', '.join(repr(volume.name) for volume in self.volumes) or 'none at all'}."
+        )
 
     def check(self, volume: Volume) -> None:
         """Raise VolumeNotMounted unless the volume is the one that was first used at its path.
 
         On first use the marker is written and its UUID remembered in `volumes.json`.
         """
-        raise NotImplementedError
+        if not volume.path.is_dir():
+            raise VolumeNotMounted(
+                f"Volume {volume.name!r}: {volume.path} isn't there; mount the volume, or make the "
+                "folder if it is a new one."
+            )
+        if volume.mount_required and not volume.path.is_mount():
+            raise VolumeNotMounted(
+                f"Volume {volume.name!r}: nothing is mounted on {volume.path}; mount the volume."
+            )
+        marker = _read_marker(volume)
+        known = self._known().get(volume.name)
+        if known is None:
+            self._adopt(volume)
+        elif marker is None:
+            raise VolumeNotMounted(
+                f"Volume {volume.name!r}: {volume.path} has no {MARKER} file, and it had one: the "
+                "volume isn't mounted. Mount it; nothing was written to the folder below."
+            )
+        elif marker != known:
+            raise VolumeNotMounted(
+                f"Volume {volume.name!r}: {volume.path} holds another volume ({marker}) than "
+                f"before ({known}). Mount the right one, or, if it was replaced on purpose, "
+                f"remove its line from {self._registry}."
+            )
 
     def mounted(self) -> list[Volume]:
         """Return the volumes that can be used now; the others are logged as errors."""
-        raise NotImplementedError
+        usable, problems = self._sorted_out()
+        for problem in problems:
+            logger.error("%s", problem)
+        return usable
 
     def problems(self) -> list[str]:
         """Return a sentence for every volume that can't be used now."""
-        raise NotImplementedError
+        return self._sorted_out()[1]
 
     def space(self, volume: Volume) -> Space:
         """Return what the volume's file system has. Raises VolumeNotMounted."""
-        raise NotImplementedError
+        self.check(volume)
+        status = os.statvfs(volume.path)
+        return Space(
+            total=status.f_frsize * status.f_blocks,
+            available=status.f_frsize * status.f_bavail,
+            inodes_total=status.f_files,
+            inodes_available=status.f_favail,
+        )
 
     def over_high_water(self, volume: Volume) -> bool:
         """Say whether the volume is at or over its high-water mark."""
-        raise NotImplementedError
+        return self.space(volume).used_pct >= volume.high_water_pct
 
     def totals_mib(self) -> tuple[float, float]:
         """Return (total, available) MiB over all mounted volumes, for the API.
@@ -105,7 +159,18 @@ class Volumes:
         Available leaves out volumes that accept nothing new. Volumes that share one file system
         are counted once.
         """
-        raise NotImplementedError
+        total = available = 0
+        counted: set[int] = set()
+        for volume in sorted(self.mounted(), key=lambda each: not each.accept_new):
+            device = os.stat(volume.path).st_dev
+            if device in counted:
+                continue
+            counted.add(device)
+            space = self.space(volume)
+            total += space.total
+            if volume.accept_new:
+                available += space.available
+        return total / _MIB, available / _MIB
 
     def choose(self, existing: Collection[Volume] = ()) -> Volume:
         """Choose the volume for a new source of a machine.
@@ -114,4 +179,101 @@ class Volumes:
         chosen unless all are over their mark. Else a volume that accepts new machines and is under
         its mark is drawn at random in proportion to its available space. Raises VolumeFull.
         """
-        raise NotImplementedError
+        spaces = {volume.name: self.space(volume) for volume in self.mounted()}
+        free = [
+            volume
+            for volume in self.volumes
+            if volume.name in spaces and spaces[volume.name].used_pct < volume.high_water_pct
+        ]
+        homes = [volume for volume in free if volume in existing]
+        if homes:
+            return min(homes, key=lambda volume: spaces[volume.name].used_pct)
+        accepting = [volume for volume in free if volume.accept_new]
+        weights = [spaces[volume.name].available for volume in accepting]
+        if not any(weights):
+            raise VolumeFull(
+                "No volume takes a new source now: each is over its high-water mark, accepts "
+                "nothing new or isn't mounted. Add a volume, or make room on one."
+            )
+        return random.SystemRandom().choices(accepting, weights)[0]
+
+    @property
+    def _registry(self) -> Path:
+        return self.state_folder / "volumes.json"
+
+    def _sorted_out(self) -> tuple[list[Volume], list[str]]:
+        usable: list[Volume] = []
+        problems: list[str] = []
+        for volume in self.volumes:
+            try:
+                self.check(volume)
+            except VolumeError as error:
+                problems.append(str(error))
+            else:
+                usable.append(volume)
+        return usable, problems
+
+    def _known(self) -> dict[str, str]:
+        """Return the UUIDs by volume name. A registry that can't be read stops everything."""
+        try:
+            values = json.loads(self._registry.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise VolumeError(
+                f"{self._registry} can't be read ({error}), so no volume can be told from an "
+                "unmounted one; restore it, or remove it when every volume is mounted."
+            ) from error
+        if not isinstance(values, dict):
+            raise VolumeError(f"{self._registry} must hold names and UUIDs of volumes.")
+        return {str(name): str(value) for name, value in values.items()}
+
+    def _adopt(self, volume: Volume) -> None:
+        """Mark a volume on its first use, or take the mark that it brings along."""
+        with _locked(self.state_folder / "volumes.lock"):
+            known = self._known()
+            marker = _read_marker(volume)
+            if marker is None:
+                marker = str(uuid.uuid4())
+                try:
+                    write_durably(volume.path / MARKER, marker + "\n", 0o644)
+                except OSError as error:
+                    raise VolumeError(
+                        f"Volume {volume.name!r}: {volume.path} can't be written to "
+                        f"({error.strerror}); give it to the user {_user()}."
+                    ) from error
+            known[volume.name] = marker
+            write_durably(self._registry, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        logger.info(
+            "volume %s at %s is used for the first time: %s", volume.name, volume.path, marker
+        )
+
+
+def _user() -> str:
+    return f"with uid {os.geteuid()}"
+
+
+def _read_marker(volume: Volume) -> str | None:
+    try:
+        text = (volume.path / MARKER).read_text("ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"Volume {volume.name!r}: its {MARKER} can't be read: {error}") from error
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise VolumeError(
+            f"Volume {volume.name!r}: {volume.path / MARKER} doesn't hold a UUID."
+        ) from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the file is never removed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
