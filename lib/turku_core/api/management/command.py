@@ -1,0 +1,148 @@
+"""What Turku's management commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import DatabaseError
+
+from turku_core.api.database import require_migrated_database
+from turku_core.api.models import Backup, Source
+from turku_core.api.overdue import first_line
+from turku_core.api.states import source_state
+from turku_core.commandline import (
+    add_json_option,
+    human_duration,
+    human_size,
+    human_time,
+    print_json,
+    print_table,
+)
+
+DJANGO_OPTIONS = frozenset(
+    {
+        "--version",
+        "--verbosity",
+        "--settings",
+        "--pythonpath",
+        "--traceback",
+        "--no-color",
+        "--force-color",
+        "--skip-checks",
+    }
+)
+"""Options that Django gives every command, and that ours have no use for."""
+
+SOURCE_HEADINGS = ("machine", "source", "state", "frequency", "storage", "last good", "next due")
+BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "snapshot", "summary")
+
+
+class Command(BaseCommand):
+    """A management command of Turku's.
+
+    `handle` gets the parsed options by name. It raises a `TurkuError` for the operator, and ends
+    the process itself only where its exit code says more than done or failed.
+    """
+
+    requires_system_checks = []
+    suppressed_base_arguments = set(DJANGO_OPTIONS)
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Name the command with hyphens in its help."""
+        return super().create_parser(prog_name, subcommand.replace("_", "-"), **kwargs)
+
+    def execute(self, *arguments: Any, **options: Any) -> str | None:
+        """Run the command; say so when the database is the reason why it can't."""
+        try:
+            return super().execute(*arguments, **options)
+        except DatabaseError:
+            require_migrated_database()
+            raise
+
+    def note(self, sentence: str) -> None:
+        """Say something to a person, beside the answer that a program may read."""
+        print(sentence, file=sys.stderr)
+
+
+class ReportingCommand(Command):
+    """A command that answers with data: in words or as JSON."""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Add ``--json``."""
+        add_json_option(parser)
+
+
+class ListingCommand(ReportingCommand):
+    """A command that answers with rows: as a table of some columns, or whole as JSON."""
+
+    headings: Sequence[str]
+    """The keys of a row that the table shows, in order."""
+
+    nothing: str
+    """What is said when there is no row."""
+
+    def rows(self, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows, with times as datetimes."""
+        raise NotImplementedError
+
+    def handle(self, **options: Any) -> None:
+        """Print the rows."""
+        rows = self.rows(options)
+        if options["json"]:
+            print_json([{key.replace(" ", "_"): row[key] for key in row} for row in rows])
+        else:
+            print_rows(self.headings, rows, self.nothing)
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
+    """Print the columns `headings` of some rows, or the sentence `nothing`."""
+    if not rows:
+        print(nothing)
+        return
+    print_table(headings, [[_shown(row[heading]) for heading in headings] for row in rows])
+
+
+def _shown(value: Any) -> Any:
+    return human_time(value) if isinstance(value, datetime) else value
+
+
+def source_row(source: Source) -> dict[str, Any]:
+    """Return a source as a row; its machine and storage unit should have been read with it."""
+    return {
+        "machine": source.machine.unit_name,
+        "uuid": source.machine.uuid,
+        "source": source.name,
+        "path": source.path,
+        "state": source_state(source),
+        "frequency": source.frequency,
+        "retention": source.retention,
+        "storage": source.storage.name if source.storage else None,
+        "last good": source.last_success_at,
+        "next due": source.next_due_at,
+        "failures": source.failures,
+        "problem": source.problem,
+    }
+
+
+def backup_row(backup: Backup) -> dict[str, Any]:
+    """Return a record as a row."""
+    return {
+        "machine": backup.unit_name,
+        "uuid": backup.machine_uuid,
+        "source": backup.source_name,
+        "storage": backup.storage_name,
+        "outcome": backup.outcome,
+        "begun": backup.time_begin,
+        "ended": backup.time_end,
+        "took": human_duration(backup.time_end - backup.time_begin),
+        "stored": human_size(backup.bytes_stored),
+        "bytes stored": backup.bytes_stored,
+        "bytes total": backup.bytes_total,
+        "files total": backup.files_total,
+        "snapshot": backup.snapshot,
+        "summary": first_line(backup.summary, 60),
+    }

@@ -1,0 +1,35 @@
+"""``turku-api housekeeping``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+
+from turku_core.api import clock, due
+from turku_core.api.management.command import ReportingCommand
+from turku_core.api.pruning import prune
+from turku_core.commandline import print_json
+
+
+class Command(ReportingCommand):
+    """What the hourly timer runs."""
+
+    help = "Note missed windows and prune old records; for the hourly timer."
+
+    def handle(self, **options: Any) -> None:
+        """Do everything that nobody's call brings about."""
+        now = clock.now()
+        looked_at = due.record_missed_windows(now)
+        pruned = prune(now - timedelta(days=settings.TURKU_RECORD_RETENTION_DAYS))
+        call_command("clearsessions")
+        if options["json"]:
+            print_json({"sources_looked_at": looked_at, **asdict(pruned)})
+        else:
+            print(
+                f"Looked at {looked_at} late sources; deleted {pruned.backups} old records of "
+                f"backups, {pruned.snapshots} of removed snapshots, {pruned.grants} of grants."
+            )

@@ -1,0 +1,51 @@
+"""``turku-api prune``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandParser
+
+from turku_core.api import clock
+from turku_core.api.management.command import ReportingCommand
+from turku_core.api.operations import parse_duration
+from turku_core.api.pruning import prune
+from turku_core.commandline import Progress, print_json
+
+
+class Command(ReportingCommand):
+    """Deletes old records."""
+
+    help = "Delete old records, but never the last good one of a source."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Add the age."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--older-than",
+            metavar="DURATION",
+            default=f"{settings.TURKU_RECORD_RETENTION_DAYS}d",
+            help="such as 90d or 52w (default: record_retention_days, %(default)s)",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
+
+    def handle(self, **options: Any) -> None:
+        """Prune in chunks, with progress on a terminal."""
+        before = clock.now() - parse_duration(options["older_than"])
+        progress = Progress()
+        pruned = prune(
+            before,
+            dry_run=options["dry_run"],
+            progress=lambda done: progress.show(f"{done} records deleted"),
+        )
+        progress.clear()
+        if options["json"]:
+            print_json({**asdict(pruned), "dry_run": options["dry_run"]})
+        else:
+            done = "Would delete" if options["dry_run"] else "Deleted"
+            print(
+                f"{done} {pruned.backups} records of backups, {pruned.snapshots} of removed "
+                f"snapshots and {pruned.grants} of ended grants."
+            )

@@ -1,0 +1,239 @@
+"""Serving the API with gunicorn.
+
+The application is loaded once and then forked, so that several worker processes share its memory.
+Each worker answers in threads: a client that is slow, or whose TLS handshake is, holds one of
+them and not the worker. (Measured on two cores with idle check-ins, see
+docs/reference/api-configuration.md: threads cost a few percent against one request at a time.)
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from turku_core.configuration import Merged
+from turku_core.errors import ConfigurationError
+from turku_core.fields import FieldError, host, integer, port
+
+DEFAULT_LISTEN = "127.0.0.1:8000"
+THREADS = 8
+"""Threads of a worker. More would only queue in front of the database."""
+
+WORKERS_MAX = 64
+ANSWER_SECONDS_MAX = 60
+"""A worker that shows no sign of life for so long is replaced."""
+
+STOP_SECONDS_MAX = 20
+"""After SIGTERM, how long the requests that are being answered may take."""
+
+KEEPALIVE_SECONDS = 5
+RECEIVE_SECONDS_MAX = 15
+"""How long a client may leave a thread waiting for its next bytes."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How the API is served; the options of the same names in ``etc/turku-api/config.d``.
+
+    Attributes:
+        listen: ``HOST:PORT``, an IPv6 address in brackets; port 0 takes a free one.
+        certificate: The PEM file of the server's certificate and its chain; none: plain HTTP.
+        key: The PEM file of its private key.
+        workers: Worker processes; 0: one for each core.
+        trusted_proxies: Addresses or networks whose word on HTTPS (``X-Forwarded-Proto``) counts.
+    """
+
+    listen: str = DEFAULT_LISTEN
+    certificate: str = ""
+    key: str = ""
+    workers: int = 0
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+
+
+def read_serve_options(merged: Merged) -> ServeOptions:
+    """Take the options for serving from the configuration; other keys are left alone.
+
+    Raises:
+        ConfigurationError: A value isn't what its option takes; the message names the file.
+    """
+    chosen: dict[str, Any] = {}
+    for field in fields(ServeOptions):
+        if field.name in merged.values:
+            try:
+                chosen[field.name] = _CHECKS[field.name](merged.values[field.name], field.name)
+            except FieldError as error:
+                raise ConfigurationError(f"{merged.origin(field.name)}: {error}.") from error
+    return ServeOptions(**chosen)
+
+
+def override(options: ServeOptions, given: Mapping[str, Any]) -> ServeOptions:
+    """Replace options by those of the command line that were given (not None), checked alike.
+
+    Raises:
+        ConfigurationError: A value isn't what its option takes.
+    """
+    try:
+        checked = {
+            name: _CHECKS[name](value, f"--{name}")
+            for name, value in given.items()
+            if value is not None
+        }
+    except FieldError as error:
+        raise ConfigurationError(f"{error}.") from error
+    return replace(options, **checked)
+
+
+def check_files(options: ServeOptions) -> None:
+    """Make sure that the certificate and its key are both named and can be read.
+
+    Raises:
+        ConfigurationError: One is missing or can't be read.
+    """
+    if bool(options.certificate) != bool(options.key):
+        raise ConfigurationError(
+            "HTTPS needs both a certificate and its key: set both options, or neither."
+        )
+    for name in filter(None, (options.certificate, options.key)):
+        try:
+            Path(name).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{name} can't be read: {error.strerror}.") from error
+
+
+def make_gunicorn_settings(options: ServeOptions, cores: int) -> dict[str, Any]:
+    """Return gunicorn's settings (docs.gunicorn.org, "Settings") for some options.
+
+    Args:
+        options: What the operator chose.
+        cores: How many processors there are, for the number of workers when none was chosen.
+    """
+    return {
+        "bind": [options.listen],
+        "workers": options.workers or min(max(cores, 1), WORKERS_MAX),
+        "worker_class": "gthread",
+        "threads": THREADS,
+        "preload_app": True,
+        "timeout": ANSWER_SECONDS_MAX,
+        "graceful_timeout": STOP_SECONDS_MAX,
+        "keepalive": KEEPALIVE_SECONDS,
+        "certfile": options.certificate or None,
+        "keyfile": options.key or None,
+        "forwarded_allow_ips": ",".join(options.trusted_proxies),
+        # Nobody's address, and no path, is written down for an ordinary call.
+        "accesslog": None,
+        "errorlog": "-",
+        "loglevel": "warning",
+        "proc_name": "turku-api",
+        # A worker shows that it lives by touching a file, which must never wait for a disk.
+        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+        # Nothing but HTTP: no socket in the home folder through which the server is steered.
+        "control_socket_disable": True,
+    }
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn comes without types
+    """gunicorn with the given settings around the Django application of this process."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        load_application: Callable[[], Any],
+        announce: Callable[[str], None],
+    ) -> None:
+        self._settings = {**settings, "when_ready": self._when_ready}
+        self._load_application = load_application
+        self._announce = announce
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Hand the settings over (called by gunicorn, again at a reload)."""
+        for name, value in self._settings.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Return the WSGI application (called by gunicorn)."""
+        return self._load_application()
+
+    def _when_ready(self, arbiter: Any) -> None:
+        for listener in arbiter.LISTENERS:
+            _bound_waiting(listener.sock)
+            self._announce(str(listener))
+
+
+def serve(options: ServeOptions, load_application: Callable[[], Any]) -> None:
+    """Serve until SIGTERM, then let the requests that are being answered end.
+
+    SIGHUP replaces the workers one by one and reads a renewed certificate. Once the API listens,
+    one line on standard output says where; with port 0 it is the only place that tells.
+
+    Raises:
+        ConfigurationError: The certificate or its key is missing.
+    """
+    check_files(options)
+    settings = make_gunicorn_settings(options, len(os.sched_getaffinity(0)))
+    Server(settings, load_application, _announce).run()
+
+
+def _announce(address: str) -> None:
+    print(f"The API listens on {address}", flush=True)
+    sys.stdout.flush()
+
+
+def _bound_waiting(listener: socket.socket) -> None:
+    """Let accepted connections give up waiting; on Linux they take it from the listener.
+
+    gunicorn's threads otherwise wait without end for a client that stopped half-way.
+    """
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", RECEIVE_SECONDS_MAX, 0)
+    )
+
+
+def _listen(value: object, field: str) -> str:
+    text = value if isinstance(value, str) else ""
+    name, colon, number = text.rpartition(":")
+    bracketed = name.startswith("[") and name.endswith("]")
+    if not colon or not number.isdecimal() or (":" in name and not bracketed):
+        raise FieldError(field, "must be HOST:PORT, such as 0.0.0.0:443 or [::]:443")
+    host(name[1:-1] if bracketed else name, field)
+    if number != "0":
+        port(int(number), field)
+    return text
+
+
+def _path(value: object, field: str) -> str:
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        raise FieldError(field, "must be the absolute path of a file")
+    return value
+
+
+def _workers(value: object, field: str) -> int:
+    return integer(value, field, 0, WORKERS_MAX)
+
+
+def _proxies(value: object, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise FieldError(field, 'must be a list of addresses, such as ["192.0.2.10"]')
+    try:
+        return tuple(str(ipaddress.ip_network(item)) for item in value)
+    except ValueError as error:
+        raise FieldError(field, "must hold addresses or networks, such as 192.0.2.0/24") from error
+
+
+_CHECKS: dict[str, Callable[[object, str], Any]] = {
+    "listen": _listen,
+    "certificate": _path,
+    "key": _path,
+    "workers": _workers,
+    "trusted_proxies": _proxies,
+}
