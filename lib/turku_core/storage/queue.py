@@ -35,6 +35,7 @@ class Job:
 
     Attributes:
         machine, source: Whose state it is; everything else lies with the state itself.
+        snapshot: The id that the snapshot will have.
         queued_at: When the job was made.
         attempts: How often it has failed.
         not_before: When it may be tried next.
@@ -43,6 +44,7 @@ class Job:
 
     machine: str
     source: str
+    snapshot: str
     queued_at: datetime
     attempts: int = 0
     not_before: datetime | None = None
@@ -53,6 +55,7 @@ class Job:
         return {
             "machine": self.machine,
             "source": self.source,
+            "snapshot": self.snapshot,
             "queued_at": self.queued_at.isoformat(),
             "attempts": self.attempts,
             "not_before": None if self.not_before is None else self.not_before.isoformat(),
@@ -67,6 +70,7 @@ class Job:
         return cls(
             machine=fields.uuid(fields.required(values, "machine"), "machine"),
             source=fields.name(fields.required(values, "source"), "source"),
+            snapshot=fields.snapshot_id(fields.required(values, "snapshot"), "snapshot"),
             queued_at=_time(fields.required(values, "queued_at"), "queued_at"),
             attempts=fields.optional(values, "attempts", fields.integer, 0),
             not_before=None if not_before is None else _time(not_before, "not_before"),

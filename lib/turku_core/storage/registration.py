@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from turku_core import fields
-from turku_core.configuration import ensure_private_folder, write_durably
+from turku_core.configuration import ensure_private_folder, read_file, write_durably
 from turku_core.credentials import make_secret
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import AssignedMachine, RunningSession, StorageConfig
 from turku_core.storage import authorized_keys
-from turku_core.storage.catalogue import Catalogue
+from turku_core.storage.catalogue import Catalogue, readable_name
 from turku_core.storage.settings import Paths, Settings, read_host_keys
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 CALL = "storage_update_config"
 CAPABILITIES = ("leases", "inventory", "list")
 MACHINES_MAX = 100_000
-_SLASHES = re.compile(r"[^A-Za-z0-9_.@+-]+")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.@+-]+")
 
 
 class AnswerNotValid(TurkuError):
@@ -65,17 +65,23 @@ def ensure_identity(settings: Settings) -> Settings:
     """
     if settings.name is not None and settings.secret is not None:
         return settings
-    name = settings.name or _new_name(socket.gethostname())
-    secret = settings.secret or make_secret()
+    made: dict[str, str] = {}
+    if settings.name is None:
+        made["name"] = _new_name(socket.gethostname())
+    if settings.secret is None:
+        made["secret"] = make_secret()
     ensure_private_folder(settings.paths.generated_configuration)
-    write_durably(
-        settings.paths.identity, json.dumps({"name": name, "secret": secret}, indent=2) + "\n"
+    known, _ = read_file(settings.paths.identity) if settings.paths.identity.exists() else ({}, {})
+    write_durably(settings.paths.identity, json.dumps({**known, **made}, indent=2) + "\n")
+    return replace(
+        settings,
+        name=made.get("name", settings.name),
+        secret=made.get("secret", settings.secret),
     )
-    return replace(settings, name=name, secret=secret)
 
 
 def _new_name(host: str) -> str:
-    stem = _SLASHES.sub("-", host.split(".", 1)[0]).lstrip("-.@+")[:48] or "storage"
+    stem = _NOT_IN_NAMES.sub("-", host.split(".", 1)[0]).lstrip("-.@+")[:48] or "storage"
     return f"{stem}-{secrets.token_hex(4)}"
 
 
@@ -148,7 +154,7 @@ def _parse_machines(
 
 
 def read_known(path: Path) -> Known:
-    """Return the list as it was last stored, or an empty one when there is none that can be read."""
+    """Return the list as it was last stored, or an empty one when none can be read."""
     try:
         values = fields.mapping(json.loads(path.read_bytes()), "known machines")
         machines, _ = _parse_machines(fields.mapping(values.get("machines"), "machines"))
@@ -158,13 +164,6 @@ def read_known(path: Path) -> Known:
     except ValueError as error:
         logger.error("%s can't be read and will be fetched anew: %s", path, error)
         return Known()
-
-
-def readable_name(machine: AssignedMachine) -> str:
-    """Return a file name by which people know a machine: environment, service and unit."""
-    parts = (machine.environment_name, machine.service_name, machine.unit_name)
-    joined = "-".join(_SLASHES.sub("-", part) for part in parts if part)
-    return joined.lstrip("-.@+")[: fields.NAME_CHARACTERS_MAX] or "machine"
 
 
 def session_command(paths: Paths, program: str | None = None) -> list[str]:
@@ -206,25 +205,31 @@ def put_into_effect(settings: Settings, catalogue: Catalogue, known: Known) -> b
 
 
 def link_machines(catalogue: Catalogue, known: Known) -> None:
-    """Make the readable links of the machines that have a folder here; one failing stops none."""
+    """Make the readable links of the machines that have a folder here.
+
+    A machine that isn't on the list is retired, or elsewhere now: its snapshots, and the link to
+    them, stay.
+    """
     for uuid in catalogue.machines():
-        machine = known.machines.get(uuid)
-        if machine is None:
-            # Retired or elsewhere now: its snapshots, and the link to them, stay.
-            continue
-        try:
-            catalogue.link(uuid, readable_name(machine))
-        except (OSError, TurkuError) as error:
-            logger.error("machine %s: its readable link can't be made: %s", uuid, error)
+        if uuid in known.machines:
+            link_machine(catalogue, uuid, known.machines[uuid])
+
+
+def link_machine(catalogue: Catalogue, uuid: str, machine: AssignedMachine) -> None:
+    """Make one machine's readable link; that it can't be made is only logged."""
+    name = readable_name(machine.environment_name, machine.service_name, machine.unit_name)
+    try:
+        catalogue.link(uuid, name)
+    except (OSError, TurkuError) as error:
+        logger.error("machine %s: its readable link can't be made: %s", uuid, error)
 
 
 def update_config(
     settings: Settings,
     client: Client,
     catalogue: Catalogue,
-    *,
+    known: Known,
     running: Sequence[RunningSession] = (),
-    whole: bool = False,
 ) -> Known:
     """Register the unit or bring its record up to date, and put the API's answer into effect.
 
@@ -232,14 +237,17 @@ def update_config(
         settings: With an identity; see `ensure_identity`.
         client: The API.
         catalogue: What lies on the volumes.
+        known: The list that is in effect. An empty one asks for the whole list, and writes
+            everything anew.
         running: The sessions and commits alive, whose leases the API renews.
-        whole: Ask for the whole list, and write everything anew.
+
+    Returns:
+        The list that is in effect now.
 
     Raises:
         ApiUnreachable, ApiRefused, ApiInvalid: The API's answer, or none.
         AnswerNotValid: It can't be used; everything stays as it was.
     """
-    known = Known() if whole else read_known(settings.paths.known_machines)
     answer = client.call(
         CALL,
         make_request(
@@ -252,6 +260,6 @@ def update_config(
     received, problems = parse_answer(answer, known)
     for problem in problems:
         logger.error("%s", problem)
-    if received is not known and received != known or not settings.paths.authorized_keys.exists():
+    if received != known or not settings.paths.authorized_keys.exists():
         put_into_effect(settings, catalogue, received)
     return received

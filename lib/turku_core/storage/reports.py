@@ -25,6 +25,7 @@ from turku_core.protocol.messages import SourceUpdate, StorageLogin, source_upda
 logger = logging.getLogger(__name__)
 
 CALL = "storage_ping_source_update"
+SUMMARY_CHARACTERS_MAX = 20_000
 REFUSED_FOLDER = "refused"
 REFUSED_MAX = 1000
 """Refused reports are kept for an operator to read, the newest so many."""
@@ -156,6 +157,14 @@ def make_request(report: Report, login: StorageLogin) -> dict[str, object]:
         "storage": {"name": login.name, "secret": login.secret},
         "machine": report.to_json(),
     }
+
+
+def summary_text(message: str) -> str:
+    """Return a message as the protocol's `summary` may have it: printable, and not endless."""
+    shown = "".join(
+        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in message
+    )
+    return shown[:SUMMARY_CHARACTERS_MAX]
 
 
 def _numbered(folder: Path) -> list[Path]:

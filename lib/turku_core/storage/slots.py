@@ -16,6 +16,9 @@ from turku_core.configuration import ensure_private_folder
 from turku_core.errors import TryAgainLater
 from turku_core.protocol.messages import RunningSession
 
+PULL = "pull"
+RESTORE = "restore"
+
 _TRIES = 3
 _PAUSE_SECONDS = 0.05
 
@@ -26,7 +29,7 @@ class SlotsFull(TryAgainLater):
 
 @contextlib.contextmanager
 def hold_slot(
-    folder: Path, count: int, machine: str, sources: Sequence[str], kind: str = "pull"
+    folder: Path, count: int, machine: str, sources: Sequence[str], kind: str = PULL
 ) -> Iterator[None]:
     """Hold one of `count` slots while the context lasts.
 
@@ -85,9 +88,9 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 
 def running(folder: Path) -> list[RunningSession]:
-    """Return who holds slots now."""
+    """Return who is being backed up now."""
     found = []
-    for path in sorted(folder.glob("*-*")):
+    for path in sorted(folder.glob(f"{PULL}-*")):
         descriptor = _open(path)
         try:
             if _lock(descriptor, fcntl.LOCK_SH):

@@ -1,0 +1,148 @@
+"""The forced command: from what sshd gives it to a session that is served and ended."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from turku_core import fields
+from turku_core.errors import BAD_USAGE, FAILED, ConfigurationError, TurkuError
+from turku_core.storage.catalogue import Catalogue
+from turku_core.storage.lifeline import Lifeline
+from turku_core.storage.session import Session, check_in
+from turku_core.storage.session_request import Request, parse_request, read_request
+from turku_core.storage.session_restore import list_snapshots, restore
+from turku_core.storage.settings import Paths, Settings, read_settings
+from turku_core.storage.snapshots import Environment
+from turku_core.storage.voice import Voice
+from turku_core.storage.volumes import Volumes
+
+logger = logging.getLogger(__name__)
+
+API_SECONDS = (10.0, 60.0)
+LOG_BYTES_MAX = 8 * 1024 * 1024
+_SYSLOG = Path("/dev/log")
+
+
+def make_catalogue(settings: Settings) -> Catalogue:
+    """Return the catalogue of a unit's volumes."""
+    state = settings.paths.state
+    return Catalogue(Volumes(settings.volumes, state), state)
+
+
+def serve(root: Path, machine: str, clock: Callable[[], datetime]) -> int:
+    """Serve one session on standard input and output, and return the exit code.
+
+    Args:
+        root: The storage unit's root.
+        machine: The machine's UUID, as the forced command names it.
+        clock: Returns the time now, aware.
+    """
+    lifeline = Lifeline(1)
+    try:
+        uuid = fields.uuid(machine, "machine")
+    except fields.FieldError as error:
+        raise ConfigurationError(f"{error}.") from error
+    with lifeline.watch():
+        voice = Voice(1, lifeline.end)
+        try:
+            request = parse_request(read_request(0, lifeline.cancelled))
+            voice = Voice(1, lifeline.end, events=request.events)
+            for problem in request.problems:
+                voice.message(problem)
+            session = _make_session(root, uuid, request, voice, lifeline, clock)
+            logger.info("machine %s: session for %s begins", uuid, request.action)
+            code = _ACTIONS[request.action](session)
+        except TurkuError as error:
+            code = _refuse(voice, uuid, error)
+        except Exception as error:
+            logger.exception("machine %s: unexpected error", uuid)
+            voice.result(ok=False, message=f"Unexpected error: {type(error).__name__}.")
+            code = FAILED
+        if lifeline.reason:
+            logger.warning("machine %s: %s", uuid, lifeline.reason)
+        logger.info("machine %s: session ends with %s", uuid, code)
+    return code
+
+
+_ACTIONS: dict[str, Callable[[Session], int]] = {
+    "checkin": check_in,
+    "restore": restore,
+    "list": list_snapshots,
+}
+
+
+def _make_session(
+    root: Path,
+    machine: str,
+    request: Request,
+    voice: Voice,
+    lifeline: Lifeline,
+    clock: Callable[[], datetime],
+) -> Session:
+    settings = read_settings(root)
+    return Session(
+        settings=settings,
+        machine=machine,
+        request=request,
+        catalogue=make_catalogue(settings),
+        environment=Environment(settings.paths.state),
+        client=settings.make_client(API_SECONDS),
+        voice=voice,
+        lifeline=lifeline,
+        clock=clock,
+    )
+
+
+def _refuse(voice: Voice, machine: str, error: TurkuError) -> int:
+    """Say why the session ends; what is wrong with this unit's own files is only logged."""
+    logger.error("machine %s: %s", machine, error)
+    if isinstance(error, ConfigurationError):
+        voice.result(
+            ok=False, message="The storage unit's configuration is wrong; its log says how."
+        )
+    else:
+        voice.result(ok=False, message=str(error))
+    return FAILED if error.exit_code == BAD_USAGE else error.exit_code
+
+
+def set_up_logging(paths: Paths) -> None:
+    """Send the session's log to syslog or, in a Turku in a folder of its own, to a file there.
+
+    Standard error isn't the place: the agent reads it.
+    """
+    handler: logging.Handler
+    if paths.root == Path("/") and _SYSLOG.exists():
+        handler = logging.handlers.SysLogHandler(
+            str(_SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        form = f"turku-storage-ping[{os.getpid()}]: %(levelname)s %(name)s: %(message)s"
+    else:
+        _rotate(paths.session_log)
+        handler = logging.FileHandler(
+            paths.session_log, encoding="utf-8", errors="backslashreplace"
+        )
+        form = f"%(asctime)s {os.getpid()} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(_OneLine(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+
+
+class _OneLine(logging.Formatter):
+    """Keeps an event on one line, whatever a machine made part of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _rotate(path: Path) -> None:
+    try:
+        if path.stat().st_size > LOG_BYTES_MAX:
+            path.rename(path.with_suffix(".log.1"))
+    except FileNotFoundError:
+        return
