@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
-from django.utils import timezone
+from datetime import datetime, timezone
 
 
 def now() -> datetime:
-    """Return the present time, aware, in the configured time zone (schedules are local)."""
-    return timezone.localtime()
+    """Return the present time in UTC, in which times can be added to and compared."""
+    return datetime.now(timezone.utc)

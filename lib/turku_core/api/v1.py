@@ -1,9 +1,112 @@
-"""The calls of the v1 protocol."""
+"""The calls of the v1 protocol over HTTP: what comes in is bounded, parsed and answered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, NoReturn
 
-from django.http import HttpRequest, HttpResponse
+from django.db import OperationalError
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, UnreadablePostError
+from django.views.decorators.csrf import csrf_exempt
 
-CALLS: dict[str, Callable[[HttpRequest], HttpResponse]] = {}
+from turku_core.api import clock
+from turku_core.api.checkin import agent_ping_checkin, agent_ping_restore
+from turku_core.api.counts import health
+from turku_core.api.refusals import NotHere, Refused
+from turku_core.api.registration import update_config
+from turku_core.api.reports import storage_ping_source_update
+from turku_core.api.sessions import storage_ping_checkin
+from turku_core.api.storage_registration import storage_update_config
+from turku_core.fields import FieldError
+from turku_core.protocol.messages import REQUEST_BYTES_MAX
+
+log = logging.getLogger(__name__)
+
+Call = Callable[[Mapping[str, Any], datetime], dict[str, Any]]
+
+SMALL = 64 * 1024
+TRIES = 3
+
+
+def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
+    """Answer one call.
+
+    Args:
+        request: What came in.
+        call: The function behind the call's name.
+        bytes_max: The largest request that the call may need; a larger one isn't read.
+    """
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+    try:
+        payload = _read(request, bytes_max)
+        return HttpResponse(
+            json.dumps(_persistently(call, payload)), content_type="application/json"
+        )
+    except FieldError as error:
+        return _text(400, str(error))
+    except Refused:
+        return _text(403, "Bad credentials")
+    except NotHere as error:
+        return _text(404, str(error))
+    except OperationalError:
+        log.exception("the database could not serve a call")
+        return _text(503, "The API's database can't serve the call now; try again.")
+
+
+def _persistently(call: Call, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Call again when the database had to choose a victim between two transactions.
+
+    Every call writes in transactions that may be repeated: one that was undone left nothing.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return call(payload, clock.now())
+        except OperationalError as error:
+            log.warning("repeating a call after: %s", error)
+    return call(payload, clock.now())
+
+
+def _read(request: HttpRequest, bytes_max: int) -> dict[str, Any]:
+    """Return the request's JSON object, or raise a `FieldError` that says what was expected."""
+    if request.content_type != "application/json":
+        raise FieldError("Content-Type", "must be application/json")
+    length = request.META.get("CONTENT_LENGTH") or "0"
+    # Before a byte is read; a body that is sent in chunks has no length, and counts as empty.
+    if not length.isdigit() or len(length) > 12 or int(length) > bytes_max:
+        raise FieldError("The request", f"must be at most {bytes_max} bytes long")
+    try:
+        payload = json.loads(request.body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (UnreadablePostError, RecursionError, ValueError) as error:
+        raise FieldError("The request", "must be a JSON object in UTF-8") from error
+    if not isinstance(payload, dict):
+        raise FieldError("The request", "must be a JSON object")
+    return payload
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _text(status: int, text: str) -> HttpResponse:
+    content = text.encode("utf-8", "backslashreplace")
+    return HttpResponse(content, status=status, content_type="text/plain; charset=utf-8")
+
+
+def _view(call: Call, bytes_max: int) -> Callable[[HttpRequest], HttpResponse]:
+    return csrf_exempt(partial(answer, call=call, bytes_max=bytes_max))
+
+
+CALLS: dict[str, Callable[[HttpRequest], HttpResponse]] = {
+    "health": _view(health, SMALL),
+    "update_config": _view(update_config, REQUEST_BYTES_MAX),
+    "agent_ping_checkin": _view(agent_ping_checkin, SMALL),
+    "agent_ping_restore": _view(agent_ping_restore, SMALL),
+    "storage_update_config": _view(storage_update_config, REQUEST_BYTES_MAX),
+    "storage_ping_checkin": _view(storage_ping_checkin, SMALL),
+    "storage_ping_source_update": _view(storage_ping_source_update, REQUEST_BYTES_MAX),
+}

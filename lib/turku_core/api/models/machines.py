@@ -138,7 +138,7 @@ class Source(models.Model):
     machine = models.ForeignKey(Machine, on_delete=models.CASCADE, related_name="sources")
     name = models.CharField(max_length=255)
     path = models.CharField(max_length=4096)
-    frequency = models.CharField(max_length=255)
+    frequency = models.CharField(max_length=1024)
     retention = models.CharField(max_length=1024)
     comment = models.CharField(max_length=1024, blank=True)
     filter = models.JSONField(default=list, blank=True)
@@ -172,7 +172,7 @@ class Source(models.Model):
     )
     last_failure_at = models.DateTimeField(null=True, blank=True, editable=False)
     failures = models.PositiveIntegerField(
-        default=0, editable=False, help_text="How many runs failed since the last good one."
+        default=0, editable=False, help_text="How many runs failed in a row."
     )
     missed_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="The end of the last window missed."
@@ -182,6 +182,9 @@ class Source(models.Model):
         blank=True,
         editable=False,
         help_text="Why the source isn't being backed up, in a sentence.",
+    )
+    leased_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="When it was handed out."
     )
     lease_until = models.DateTimeField(null=True, blank=True, editable=False)
     lease_storage = models.ForeignKey(
@@ -209,11 +212,6 @@ class Source(models.Model):
     def __str__(self) -> str:
         return f"{self.machine}: {self.name}"
 
-    @property
-    def schedule_key(self) -> str:
-        """What spreads the source over its window: stable for as long as the source lives."""
-        return str(self.pk)
-
     def pause(self) -> None:
         """Make no more backups of it until `resume`; a session that runs is let end."""
         from turku_core.api import due
@@ -238,6 +236,7 @@ class Source(models.Model):
         from turku_core.api import due
 
         self.due_now = True
-        self.save(update_fields=["due_now"])
+        self.failures = 0
+        self.save(update_fields=["due_now", "failures"])
         due.refresh(self, now)
         due.refresh_machine(self.machine_id)

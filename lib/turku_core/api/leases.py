@@ -1,0 +1,176 @@
+"""Handing out due sources: each to one session at a time, and no unit more than it can serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Q, QuerySet
+
+from turku_core.api import due, filters, placement, shared_services
+from turku_core.api.models import Assignment, Machine, Source, StorageUnit
+from turku_core.fields import FieldError
+from turku_core.protocol.messages import RunningSession
+
+HANDED_OUT_FOR = timedelta(minutes=10)
+"""From a check-in to the session, and from one renewal to the next."""
+
+SESSION_FOR = timedelta(hours=12)
+"""A session with a storage unit that doesn't renew leases."""
+
+
+def hand_out(
+    machine_id: int, now: datetime, session_with: StorageUnit | None = None
+) -> list[Source]:
+    """Lease the sources of a machine that are due and whose storage units can serve them.
+
+    Args:
+        machine_id: The machine, which has shown its secret or whose storage unit asks.
+        now: The time.
+        session_with: The storage unit that the machine has a session with, when the unit asks;
+            sources elsewhere are then left for the machine's other sessions.
+
+    Returns:
+        The sources that were leased just now, each with its machine and storage unit.
+    """
+    with transaction.atomic():
+        # The order in which rows are locked is the same everywhere: machine, units, sources.
+        machine = Machine.objects.select_for_update(no_key=True).get(pk=machine_id)
+        sources = _due_sources(machine, now, session_with)
+        units = _lock_units({source.storage_id for source in sources})
+        obstacles = {
+            pk: _unit_obstacle(unit, machine, now, session_with) for pk, unit in units.items()
+        }
+        handed_out = []
+        for source in sources:
+            obstacle = obstacles.get(source.storage_id) or _source_obstacle(source, now)
+            if obstacle:
+                _set_problem(source, obstacle)
+            elif _lease(source, now):
+                handed_out.append(source)
+        due.refresh_machine(machine.pk)
+    return handed_out
+
+
+def _due_sources(machine: Machine, now: datetime, session_with: StorageUnit | None) -> list[Source]:
+    candidates = machine.sources.select_related("storage", "lease_storage").filter(
+        published=True, paused=False, next_due_at__lte=now
+    )
+    if session_with is not None:
+        candidates = candidates.filter(storage=session_with)
+    found = []
+    for source in candidates.order_by("pk"):
+        source.machine = machine
+        if due.refresh(source, now) and _has_place(machine, source):
+            found.append(source)
+    return found
+
+
+def _has_place(machine: Machine, source: Source) -> bool:
+    if source.storage is not None:
+        return True
+    before = source.problem
+    placed = placement.place(machine, source)
+    if placed or source.problem != before:
+        source.save(update_fields=["storage", "problem"])
+    return placed
+
+
+def _lock_units(ids: set[int | None]) -> dict[int | None, StorageUnit]:
+    """Lock storage units, so that nobody else counts their free slots meanwhile."""
+    locked = StorageUnit.objects.select_for_update(no_key=True).filter(pk__in=ids).order_by("pk")
+    return {unit.pk: unit for unit in locked}
+
+
+def _unit_obstacle(
+    unit: StorageUnit, machine: Machine, now: datetime, session_with: StorageUnit | None
+) -> str:
+    """Say why the storage unit can't take a session of the machine now; empty when it can."""
+    if not unit.active or not unit.published:
+        return f"Storage unit {unit.name} is not active."
+    if unit.paused:
+        return f"Storage unit {unit.name} is paused."
+    if _machines_with_leases(unit, now).exclude(machine=machine).count() >= unit.slots:
+        return f"Storage unit {unit.name} has all its {unit.slots} slots taken."
+    if session_with is None and not _knows_key(unit, machine):
+        return f"Storage unit {unit.name} has not fetched the machine's SSH key yet."
+    return ""
+
+
+def _machines_with_leases(unit: StorageUnit, now: datetime) -> QuerySet[Source, dict[str, int]]:
+    live = Source.objects.filter(lease_storage=unit, lease_until__gt=now)
+    return live.order_by().values("machine").distinct()
+
+
+def _knows_key(unit: StorageUnit, machine: Machine) -> bool:
+    return Assignment.objects.filter(
+        machine=machine, storage=unit, announced_key=machine.ssh_key_fingerprint
+    ).exists()
+
+
+def _source_obstacle(source: Source, now: datetime) -> str:
+    try:
+        filters.splice(source.filter, filters.stored_rules)
+    except FieldError as error:
+        return f"The source's filter can't be used: {error}."
+    if due.is_shared(source):
+        return shared_services.obstacle(source, now)
+    return ""
+
+
+def _set_problem(source: Source, problem: str) -> None:
+    if source.problem != problem:
+        source.problem = problem
+        source.save(update_fields=["problem"])
+
+
+def _lease(source: Source, now: datetime) -> bool:
+    """Take the lease if nobody has it; the database decides between two that try at once."""
+    until = now + HANDED_OUT_FOR
+    problem = source.problem if source.failures else ""
+    free = Q(lease_until__isnull=True) | Q(lease_until__lte=now)
+    taken = Source.objects.filter(free, pk=source.pk).update(
+        leased_at=now,
+        lease_until=until,
+        lease_storage=source.storage,
+        next_due_at=until,
+        problem=problem,
+    )
+    return taken == 1
+
+
+def open_session(machine: Machine, unit: StorageUnit, now: datetime) -> list[Source]:
+    """Return the sources that a session of `machine` with `unit` is for, their leases extended.
+
+    These are the ones that a check-in handed out, and what has become due since.
+    """
+    hand_out(machine.pk, now, session_with=unit)
+    until = now + (HANDED_OUT_FOR if unit.renews_leases else SESSION_FOR)
+    leased = machine.sources.filter(lease_storage=unit, lease_until__gt=now)
+    sources = list(leased.select_related("machine", "storage").order_by("name"))
+    _extend([source.pk for source in sources], unit, until)
+    return sources
+
+
+def renew(unit: StorageUnit, running: Sequence[RunningSession], now: datetime) -> None:
+    """Extend the leases of the sessions that the unit says are alive.
+
+    Only leases that it holds: a lease that a report has ended meanwhile isn't taken again.
+    """
+    alive = {(each.machine, name) for each in running for name in each.sources}
+    if not alive:
+        return
+    held = Source.objects.filter(lease_storage=unit, lease_until__isnull=False).order_by("pk")
+    rows = held.values_list("pk", "machine__uuid", "name")
+    _extend([pk for pk, *key in rows if tuple(key) in alive], unit, now + HANDED_OUT_FOR)
+
+
+def _extend(ids: Sequence[int], unit: StorageUnit, until: datetime) -> None:
+    held = Source.objects.filter(pk__in=ids, lease_storage=unit)
+    held.filter(lease_until__lt=until).update(lease_until=until)
+
+
+def release(source: Source) -> None:
+    """End the lease of a source; the caller saves it."""
+    source.leased_at = source.lease_until = source.lease_storage = None

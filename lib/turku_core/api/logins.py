@@ -1,0 +1,65 @@
+"""Who is calling: the secrets of machines and storage units, and registration keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from turku_core import credentials
+from turku_core.api.models import Machine, RegistrationKey, StorageUnit
+from turku_core.api.refusals import Refused
+from turku_core.fields import required
+from turku_core.protocol.messages import Auth, MachineLogin, StorageLogin
+
+NOBODY = credentials.hash_secret("")
+"""Compared with when there is nobody, so that an unknown name takes as long as a wrong secret."""
+
+
+def check_secret(secret: str, secret_hash: str | None) -> None:
+    """Raise `Refused` unless `secret_hash`, None for an unknown caller, is the secret's."""
+    matches = credentials.secret_matches(secret, NOBODY if secret_hash is None else secret_hash)
+    if secret_hash is None or not matches:
+        raise Refused
+
+
+def machine_of(login: MachineLogin) -> Machine:
+    """Return the active machine that `login` is of.
+
+    Raises:
+        Refused: There is none, it isn't active, or its secret is another one.
+    """
+    machine = Machine.objects.filter(uuid=login.uuid).first()
+    check_secret(login.secret, machine.secret_hash if machine else None)
+    if machine is None or not machine.active:
+        raise Refused
+    return machine
+
+
+def storage_unit_of(request: Mapping[str, Any]) -> StorageUnit:
+    """Return the active storage unit that the request is of; raises as `machine_of` does."""
+    login = StorageLogin.from_json(request)
+    unit = StorageUnit.objects.filter(name=login.name).first()
+    check_secret(login.secret, unit.secret_hash if unit else None)
+    if unit is None or not unit.active:
+        raise Refused
+    return unit
+
+
+def registration_key_of(request: Mapping[str, Any], kind: str) -> RegistrationKey:
+    """Return the active registration key of `kind` that a newcomer's ``auth`` shows.
+
+    Raises:
+        Refused: There is none.
+        FieldError: ``auth`` is missing or has the wrong form.
+    """
+    auth = Auth.from_json(required(request, "auth"))
+    # Looked up by the hash: what can be learnt from the time an index takes is about the hash,
+    # and tells nothing of the secret. The oldest agents send no name.
+    secret_hash = credentials.hash_secret(auth.secret)
+    keys = RegistrationKey.objects.filter(kind=kind, active=True, secret_hash=secret_hash)
+    if auth.name is not None:
+        keys = keys.filter(name=auth.name)
+    key = keys.first()
+    if key is None:
+        raise Refused
+    return key

@@ -1,0 +1,52 @@
+"""Which storage unit a source is placed on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from turku_core.api.models import Assignment, Machine, Source, StorageUnit
+
+NO_ROOM = (
+    "No storage unit has room for a new source: each is at its high-water mark, paused or not "
+    "active. Add space or a unit; the source is placed at the machine's next check-in."
+)
+
+_chance = random.SystemRandom()
+
+
+def accepts_sources(unit: StorageUnit) -> bool:
+    """Whether new sources may be placed on the unit."""
+    return unit.active and unit.published and not unit.paused and not unit.is_at_high_water_mark
+
+
+def draw(units: Sequence[StorageUnit], chance: random.Random) -> StorageUnit | None:
+    """Draw one of the units that accept sources, in proportion to their free space."""
+    open_units = [unit for unit in units if accepts_sources(unit)]
+    weights = [max(unit.space_available, 0.0) for unit in open_units]
+    if not sum(weights):
+        return None
+    return chance.choices(open_units, weights)[0]
+
+
+def place(machine: Machine, source: Source, chance: random.Random = _chance) -> bool:
+    """Place a source that is on no storage unit, and let its machine in there.
+
+    It joins the machine's other sources, on the unit that the machine came to last; when that
+    one and the machine's others take nothing new, a unit is drawn. The caller saves the source.
+
+    Returns:
+        Whether it was placed; if not, `Source.problem` says why.
+    """
+    own = StorageUnit.objects.filter(assignments__machine=machine).order_by("-assignments__pk")
+    unit = next((unit for unit in own if accepts_sources(unit)), None)
+    if unit is None:
+        unit = draw(list(StorageUnit.objects.all()), chance)
+    if unit is None:
+        source.problem = NO_ROOM
+        return False
+    Assignment.objects.get_or_create(machine=machine, storage=unit)
+    source.storage = unit
+    if source.problem == NO_ROOM:
+        source.problem = ""
+    return True

@@ -1,0 +1,222 @@
+"""``storage_ping_source_update``: how runs ended, and what became of snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from django.db import transaction
+
+from turku_core import fields
+from turku_core.api import due, leases, logins, records
+from turku_core.api.models import (
+    Assignment,
+    Machine,
+    Outcome,
+    Snapshot,
+    SnapshotState,
+    Source,
+    StorageUnit,
+)
+from turku_core.api.refusals import NotHere
+from turku_core.fields import FieldError, join, required
+from turku_core.protocol import messages
+from turku_core.protocol.messages import BackupResult, SourceUpdate
+
+PLACE = "machine.sources"
+LAST_MOMENT = datetime(9999, 1, 1, tzinfo=timezone.utc)
+
+CLOCKS_DIFFER_BY = timedelta(minutes=5)
+"""How far the clock of a storage unit may be from ours for its times to be compared with ours."""
+
+
+def storage_ping_source_update(request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Put what a storage unit reports on the record.
+
+    The same report again changes nothing. A source that isn't valid, or isn't the unit's, doesn't
+    keep the others from being recorded; the answer then says what was wrong.
+
+    Raises:
+        Refused: The storage unit isn't who it says.
+        NotHere: The machine, or a source, isn't on this unit.
+        FieldError: A report isn't valid.
+    """
+    unit = logins.storage_unit_of(request)
+    body = fields.mapping(required(request, "machine"), "machine")
+    uuid = fields.uuid(required(body, "uuid", "machine"), "machine.uuid")
+    updates, errors = _read_updates(required(body, "sources", "machine"))
+    machine_id = (
+        Assignment.objects.filter(machine__uuid=uuid, storage=unit)
+        .values_list("machine", flat=True)
+        .first()
+    )
+    if machine_id is None:
+        raise NotHere(f"machine {uuid} has nothing on storage unit {unit.name}")
+    with transaction.atomic():
+        machine = Machine.objects.select_for_update(no_key=True).get(pk=machine_id)
+        missing = [
+            name
+            for name, update in updates.items()
+            if not _record(machine, name, unit, update, now)
+        ]
+        due.refresh_machine(machine.pk)
+    if errors:
+        raise FieldError("; ".join(map(str, errors)), "the rest is on the record")
+    if missing:
+        raise NotHere(
+            f"machine {uuid} has no source {', '.join(missing)} on storage unit {unit.name}; "
+            "the rest is on the record"
+        )
+    return {}
+
+
+def _read_updates(value: object) -> tuple[dict[str, SourceUpdate], list[FieldError]]:
+    sources = fields.mapping(value, PLACE)
+    if len(sources) > fields.SOURCES_MAX:
+        raise FieldError(PLACE, f"must have at most {fields.SOURCES_MAX} sources")
+    valid: dict[str, SourceUpdate] = {}
+    errors = []
+    for name, update in sources.items():
+        try:
+            fields.name(name, f"{PLACE}, source name")
+            valid[name] = _read_update(update, join(PLACE, name))
+        except FieldError as error:
+            errors.append(error)
+    return valid, errors
+
+
+def _read_update(value: object, place: str) -> SourceUpdate:
+    update = messages.SourceUpdate.from_json(value, place)
+    times = [("snapshots", each.proven_at) for each in update.snapshots]
+    if update.result is not None:
+        times += [("time_begin", update.result.time_begin), ("time_end", update.result.time_end)]
+    for field, epoch in times:
+        if epoch is not None and epoch > LAST_MOMENT.timestamp():
+            raise FieldError(join(place, field), "must be a time in seconds since 1970")
+    return update
+
+
+def _moment(epoch: float) -> datetime:
+    return datetime.fromtimestamp(epoch, timezone.utc)
+
+
+def _record(
+    machine: Machine, name: str, unit: StorageUnit, update: SourceUpdate, now: datetime
+) -> bool:
+    """Record what is said of one source; False when it isn't this unit's to speak of."""
+    sources = machine.sources.select_related("storage", "lease_storage").filter(name=name)
+    source = sources.select_for_update(no_key=True, of=("self",)).first()
+    if source is None:
+        return False
+    source.machine = machine
+    if update.result is not None:
+        if unit.pk not in (source.storage_id, source.lease_storage_id):
+            return False
+        _record_result(source, unit, update.result, now)
+    if update.snapshots:
+        _record_snapshots(source, unit, update.snapshots, now)
+    return True
+
+
+def _outcome_of(result: BackupResult) -> Outcome:
+    if not result.success:
+        return Outcome.FAILED
+    return Outcome.PARTIAL if result.partial else Outcome.SUCCEEDED
+
+
+def _record_result(source: Source, unit: StorageUnit, result: BackupResult, now: datetime) -> None:
+    began, ended = _moment(result.time_begin), _moment(result.time_end)
+    is_new = records.add_backup(
+        source,
+        unit,
+        _outcome_of(result),
+        snapshot=result.snapshot or "",
+        summary=result.summary,
+        time_begin=began,
+        time_end=ended,
+        bytes_stored=result.bytes_stored,
+        bytes_total=result.bytes_total,
+        files_total=result.files_total,
+        recorded_at=now,
+    )
+    if not is_new:
+        return
+    if result.success:
+        _note_success(source, began, now)
+        if result.snapshot:
+            _add_snapshot(source, unit, result, now)
+    else:
+        _note_failure(source, result, now)
+    if source.leased_at is None or ended >= source.leased_at - CLOCKS_DIFFER_BY:
+        # Not by the late report of an earlier run, while a new one is going on.
+        leases.release(source)
+    source.save(
+        update_fields=[
+            *("last_success_at", "last_failure_at", "failures", "problem", "due_now"),
+            *("leased_at", "lease_until", "lease_storage"),
+        ]
+    )
+    due.refresh(source, now)
+
+
+def _note_success(source: Source, began: datetime, now: datetime) -> None:
+    # A unit whose clock is ahead must not keep the source from being due until then.
+    began = min(began, now)
+    if source.last_success_at is None or source.last_success_at < began:
+        source.last_success_at = began
+    source.failures = 0
+    source.problem = ""
+    source.due_now = False
+
+
+def _note_failure(source: Source, result: BackupResult, now: datetime) -> None:
+    if source.last_success_at is not None and _moment(result.time_begin) < source.last_success_at:
+        # An old report, come late: things have gone well since.
+        return
+    source.failures += 1
+    source.last_failure_at = now
+    reason = result.summary.strip().splitlines()[-1:] or ["the storage unit gave no reason"]
+    source.problem = f"The last run failed: {reason[0]}"[: records.PROBLEM_CHARACTERS_MAX]
+
+
+def _add_snapshot(source: Source, unit: StorageUnit, result: BackupResult, now: datetime) -> None:
+    Snapshot.objects.get_or_create(
+        source=source,
+        storage=unit,
+        name=result.snapshot,
+        defaults={
+            **records.subject(source, unit),
+            "state": SnapshotState.COMMITTED,
+            "partial": result.partial,
+            "taken_at": _moment(result.time_begin),
+            "bytes_stored": result.bytes_stored,
+            "reported_at": now,
+        },
+    )
+
+
+def _record_snapshots(
+    source: Source, unit: StorageUnit, states: Sequence[messages.SnapshotState], now: datetime
+) -> None:
+    """Take over the states of snapshots, many at once; those not named stay as they are."""
+    subject = records.subject(source, unit)
+    newest = {state.name: state for state in states}
+    rows = [
+        Snapshot(
+            **subject,
+            name=state.name,
+            state=state.state,
+            proven_at=None if state.proven_at is None else _moment(state.proven_at),
+            error=state.error or "",
+            reported_at=now,
+        )
+        for state in newest.values()
+    ]
+    Snapshot.objects.bulk_create(
+        rows,
+        batch_size=50,
+        update_conflicts=True,
+        unique_fields=["source", "storage", "name"],
+        update_fields=["state", "proven_at", "error", "reported_at"],
+    )
