@@ -9,7 +9,7 @@ A policy is a list of rules with commas between them, and keeps what any of its 
 where UNIT is day, week, fortnight, month, quarter or year; every word may be singular or plural,
 and a missing N is 1.
 
-Days, and what is made of them, are those of the calendar in the time zone of ``now``. A week
+Days, and what is made of them, are those of the calendar in the time zone of `now`. A week
 begins on Monday. Fortnights are fixed pairs of weeks: one began on Monday 5 January 1970, and
 another every 14 days since.
 
@@ -41,8 +41,8 @@ LARGEST_NUMBER = 99_999
 class RetentionError(ValueError):
     """A text that isn't a retention policy.
 
-    ``text`` is the whole of it, ``column`` (from 1) where it can't be read any further, and
-    ``expected`` says what should have been there.
+    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
+    `expected` says what should have been there.
     """
 
     def __init__(self, text: str, column: int, found: str, expected: str) -> None:
@@ -56,7 +56,7 @@ class RetentionError(ValueError):
 
 
 def _shortened(text: str) -> str:
-    """``text`` in quotes, and no longer than a line of a terminal bears."""
+    """`text` in quotes, and no longer than a line of a terminal bears."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -64,12 +64,12 @@ class _Rule(Protocol):
     """One rule of a policy."""
 
     def keep(self, times: Sequence[datetime], now: datetime) -> Sequence[datetime]:
-        """Those of ``times`` (in order, none later than ``now``) that the rule keeps."""
+        """Those of `times` (in order, none later than `now`) that the rule keeps."""
 
 
 @dataclass(frozen=True)
 class _LastDays:
-    """``last N days``; when they have no snapshot at all, the newest there is."""
+    """`last N days`; when they have no snapshot at all, the newest there is."""
 
     number: int
 
@@ -83,7 +83,7 @@ class _LastDays:
 
 @dataclass(frozen=True)
 class _LastSnapshots:
-    """``last N snapshots``."""
+    """`last N snapshots`."""
 
     number: int
 
@@ -96,7 +96,7 @@ class _LastSnapshots:
 
 @dataclass(frozen=True)
 class _EarliestOf:
-    """``earliest of N units``."""
+    """`earliest of N units`."""
 
     number: int
     unit: str
@@ -114,12 +114,12 @@ def _counted(number: int, unit: str) -> str:
 
 
 def _day(time: datetime, now: datetime) -> date:
-    """The day of ``time`` on the calendar of ``now``."""
+    """The day of `time` on the calendar of `now`."""
     return time.astimezone(now.tzinfo).date()
 
 
 def _beginning(unit: str, number: int, today: date) -> date:
-    """The first day of the unit that was ``number - 1`` units before that of ``today``.
+    """The first day of the unit that was `number - 1` units before that of `today`.
 
     For more units than the calendar has, the calendar's first day.
     """
@@ -136,7 +136,7 @@ def _beginning(unit: str, number: int, today: date) -> date:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which snapshots a source keeps. ``str`` gives the policy's canonical text."""
+    """Which snapshots a source keeps. `str` gives the policy's canonical text."""
 
     _rules: tuple[_Rule, ...]
 
@@ -154,13 +154,13 @@ class Policy:
         return ", ".join(str(rule) for rule in self._rules)
 
     def keep(self, times: Sequence[datetime], now: datetime) -> set[datetime]:
-        """Those of ``times`` that the policy keeps, judged at ``now``.
+        """Those of `times` that the policy keeps, judged at `now`.
 
-        All are aware (a ValueError otherwise), and the calendar is that of the zone of ``now``.
+        All are aware (a ValueError otherwise), and the calendar is that of the zone of `now`.
         Two times that Python takes for the same are one: so prefer times in UTC, because in a
         local zone the two comings of an hour are.
 
-        A policy with a ``last`` rule always keeps the newest. A snapshot from the future, made
+        A policy with a `last` rule always keeps the newest. A snapshot from the future, made
         when a clock was ahead, is kept until its time has come, and until then doesn't count as
         one of the last or as the earliest.
         """
@@ -177,7 +177,7 @@ class Policy:
 
 
 def _parse_rule(text: str, start: int, part: str) -> _Rule:
-    """Read one rule, which stands in ``text`` from index ``start``."""
+    """Read one rule, which stands in `text` from index `start`."""
     words = [(start + found.start(), found[0]) for found in re.finditer(r"\S+", part)]
     words.append((start + len(part), ""))
     index, word = words.pop(0)

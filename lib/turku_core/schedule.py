@@ -15,12 +15,12 @@ calendar. With hours, a period begins when its first window opens, so that a win
 is one piece.
 
 *Window*: the time in which a run of that period may begin. Without hours it is the whole period.
-With hours, ``daily`` and a weekday have one window a period; ``weekly`` and ``monthly`` have one
-on every day of the period, and ``hourly`` has the part of the hour that lies within the hours.
+With hours, `daily` and a weekday have one window a period; `weekly` and `monthly` have one
+on every day of the period, and `hourly` has the part of the hour that lies within the hours.
 
 *Moment*: where in its period a key (the source's id) falls due. It comes from a hash of the key,
 so that it is always the same local time for one source, and evenly spread over the windows for
-many. ``weekly`` and ``monthly`` keys have a day of their own as well (of a month, one of the first
+many. `weekly` and `monthly` keys have a day of their own as well (of a month, one of the first
 28); the later days' windows are there for those who missed theirs.
 
 Everything here is pure: times are passed in, aware, and the time zone is the one they carry.
@@ -32,12 +32,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache
 from typing import Protocol
+
+from turku_core import cron
 
 UTC = timezone.utc
 
@@ -62,8 +63,8 @@ LONGEST_PAUSE = timedelta(hours=1)
 class ScheduleError(ValueError):
     """A text that isn't a schedule.
 
-    ``text`` is the whole of it, ``column`` (from 1) where it can't be read any further, and
-    ``expected`` says what should have been there.
+    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
+    `expected` says what should have been there.
     """
 
     def __init__(self, text: str, column: int, found: str, expected: str) -> None:
@@ -77,7 +78,7 @@ class ScheduleError(ValueError):
 
 
 def _shortened(text: str) -> str:
-    """``text`` in quotes, and no longer than a line of a terminal bears."""
+    """`text` in quotes, and no longer than a line of a terminal bears."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -98,7 +99,7 @@ def _to_utc(moment: datetime) -> datetime:
 
 
 def _first_instant(wall: datetime, zone: tzinfo) -> datetime:
-    """The first instant at which a clock in ``zone`` shows ``wall`` (naive) or later, in UTC.
+    """The first instant at which a clock in `zone` shows `wall` (naive) or later, in UTC.
 
     A time that comes twice means its first coming; one that is skipped, the end of the gap.
     """
@@ -117,7 +118,7 @@ def _first_instant(wall: datetime, zone: tzinfo) -> datetime:
 
 
 def _instant(wall: datetime, zone: tzinfo) -> datetime:
-    """The instant of the local time ``wall`` (naive), in UTC.
+    """The instant of the local time `wall` (naive), in UTC.
 
     A time that comes twice means its first coming; one that is skipped, as much later as the
     clocks were moved.
@@ -142,7 +143,7 @@ def _room_for_moments(seconds: int) -> int:
 
 
 def _part_of(interval: Interval, seconds: int, of: int) -> datetime:
-    """The whole second that lies ``seconds`` / ``of`` into the interval."""
+    """The whole second that lies `seconds` / `of` into the interval."""
     opens, closes = interval
     return (opens + (closes - opens) * seconds / of).replace(microsecond=0)
 
@@ -154,7 +155,7 @@ def _part_of(interval: Interval, seconds: int, of: int) -> datetime:
 class _Period:
     """A period as it is for one key. Instants are in UTC.
 
-    ``mark`` is what the calendar that made it knows it by. ``windows`` are in order, and ``due``
+    `mark` is what the calendar that made it knows it by. `windows` are in order, and `due`
     is in one of them. The period ends when the next begins.
     """
 
@@ -179,18 +180,18 @@ class _Calendar(Protocol):
         """Whether runs are restricted to hours, so that what is missed isn't run late."""
 
     def around(self, key: str, instant: datetime, zone: tzinfo) -> _Period:
-        """The last period that has begun at ``instant``."""
+        """The last period that has begun at `instant`."""
 
     def after(self, key: str, period: _Period, zone: tzinfo) -> _Period:
-        """The period after ``period``."""
+        """The period after `period`."""
 
     def before(self, key: str, period: _Period, zone: tzinfo) -> _Period:
-        """The period before ``period``."""
+        """The period before `period`."""
 
 
 @dataclass(frozen=True)
 class _Hours:
-    """Hours of the day: ``start`` in minutes after midnight, ``length`` in minutes."""
+    """Hours of the day: `start` in minutes after midnight, `length` in minutes."""
 
     start: int
     length: int
@@ -201,25 +202,31 @@ class _Hours:
         return start_text if end == 0 else f"{start_text}-{end // 60:02}{end % 60:02}"
 
     def window_on(self, day: date, zone: tzinfo) -> Interval | None:
-        """The window that opens on ``day``; None when the zone skipped the whole day.
+        """The window that opens on `day`; None when the zone skipped the whole day."""
+        return _window_on(self.start, self.length, day, zone)
 
-        Hours that a clock change swallows whole come right after it.
-        """
-        wall = _midnight(day) + timedelta(minutes=self.start)
-        opens = _first_instant(wall, zone)
-        if opens.astimezone(zone).date() != day:
-            begins = _first_instant(_midnight(day), zone)
-            if begins.astimezone(zone).date() != day:
-                return None
-        closes = _first_instant(wall + timedelta(minutes=self.length), zone)
-        if closes <= opens:
-            closes = opens + timedelta(minutes=self.length)
-        return opens, closes
+
+@lru_cache(maxsize=4096)
+def _window_on(start: int, length: int, day: date, zone: tzinfo) -> Interval | None:
+    """See `_Hours`. Kept, because a fleet on one schedule asks for the same few windows.
+
+    Hours that a clock change swallows whole come right after it.
+    """
+    wall = _midnight(day) + timedelta(minutes=start)
+    opens = _first_instant(wall, zone)
+    if opens.astimezone(zone).date() != day:
+        begins = _first_instant(_midnight(day), zone)
+        if begins.astimezone(zone).date() != day:
+            return None
+    closes = _first_instant(wall + timedelta(minutes=length), zone)
+    if closes <= opens:
+        closes = opens + timedelta(minutes=length)
+    return opens, closes
 
 
 @dataclass(frozen=True)
 class _DayCalendar:
-    """Periods made of days: ``daily``, ``weekly``, ``monthly`` or a weekday's name.
+    """Periods made of days: `daily`, `weekly`, `monthly` or a weekday's name.
 
     The mark of a period is the ordinal of its first day.
     """
@@ -261,7 +268,7 @@ class _DayCalendar:
                 return found
 
     def _first_day(self, day: date) -> date:
-        """The first day of the last period that begins on or before ``day``."""
+        """The first day of the last period that begins on or before `day`."""
         if self.name == "daily":
             return day
         if self.name == "monthly":
@@ -283,7 +290,7 @@ class _DayCalendar:
         return self._next_first_day(first)
 
     def _period(self, key: str, first: date, zone: tzinfo) -> _Period | None:
-        """The period that begins on the day ``first``; None when the zone skipped all of it."""
+        """The period that begins on the day `first`; None when the zone skipped all of it."""
         days = DAYS_TO_SPREAD_OVER.get(self.name, 1)
         if self.hours is None:
             return self._whole_period(key, first, zone, days)
@@ -322,7 +329,7 @@ class _DayCalendar:
 
 @dataclass(frozen=True)
 class _HourCalendar:
-    """Periods that are hours of the local clock: ``hourly``.
+    """Periods that are hours of the local clock: `hourly`.
 
     An hour that comes twice is two periods; where clocks move by half an hour, one is longer or
     shorter. The mark of a period is the beginning of its hour in seconds since the epoch.
@@ -359,7 +366,7 @@ class _HourCalendar:
 
     @staticmethod
     def _hour_around(instant: datetime, zone: tzinfo) -> datetime:
-        """When the local hour of ``instant`` began."""
+        """When the local hour of `instant` began."""
         local = instant.astimezone(zone).replace(minute=0, second=0, microsecond=0)
         begins = local.astimezone(UTC)
         if begins <= instant and begins.astimezone(zone) == local:
@@ -395,70 +402,14 @@ class _HourCalendar:
         return _Period(mark, due, tuple(windows))
 
 
-CRON_FIELDS = (
-    # name, lowest, highest, highest for a bare H
-    ("minute", 0, 59, 59),
-    ("hour", 0, 23, 23),
-    ("day of the month", 1, 31, 28),
-    ("month", 1, 12, 12),
-    ("day of the week", 0, 7, 6),
-)
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-DAYS_OF_THE_WEEK = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
-CRON_NAMES: dict[str, dict[str, int]] = {
-    "month": {name: number for number, name in enumerate(MONTHS, 1)},
-    "day of the week": {name: number for number, name in enumerate(DAYS_OF_THE_WEEK)},
-}
-CRON_TERM = re.compile(
-    r"(?: (?P<any>\*) | (?P<hash>H) (?: \( (?P<from>\w+) - (?P<to>\w+) \) )?"
-    r" | (?P<low>\w+) (?: - (?P<high>\w+) )? ) (?: / (?P<step>[0-9]{1,4}) )?",
-    re.VERBOSE,
-)
-
-
-@dataclass(frozen=True)
-class _CronTerm:
-    """One of the comma-separated terms of a cron field.
-
-    ``kind`` is ``*``, ``H`` or ``-`` (a range, or a single value); ``step`` is 1 when none is
-    given.
-    """
-
-    kind: str
-    low: int
-    high: int
-    step: int
-
-    def rendered(self, pick: Callable[[int, int], int]) -> str:
-        """The term without H, for cronsim; ``pick(low, high)`` chooses in its place.
-
-        Steps are written out, because cronsim continues a range of a single value to the end of
-        the field.
-        """
-        if self.kind == "*":
-            return "*" if self.step == 1 else f"*/{self.step}"
-        if self.kind == "-":
-            values = range(self.low, self.high + 1, self.step)
-        elif self.step == 1:
-            return str(pick(self.low, self.high))
-        else:
-            first = pick(self.low, self.low + self.step - 1)
-            values = range(first, self.high + 1, self.step)
-        return ",".join(str(value) for value in values)
-
-
 @dataclass(frozen=True)
 class _CronCalendar:
-    """Periods from one firing of a cron expression to the next.
+    """Periods from one firing of a cron expression to the next; their moment is the beginning.
 
-    A period's moment is its beginning. Clock changes are treated as Debian's cron does
-    (see cronsim): an expression that names its hours and minutes fires once for a local time that
-    comes twice, and right after the gap for one that is skipped; one with a ``*`` in the minute or
-    the hour follows the clock.
+    The mark of a period is its beginning in seconds since the epoch.
     """
 
-    expression: str
-    fields: tuple[tuple[_CronTerm, ...], ...]
+    expression: cron.CronExpression
 
     def __str__(self) -> str:
         return f"cron {self.expression}"
@@ -468,21 +419,11 @@ class _CronCalendar:
         return False
 
     def around(self, key: str, instant: datetime, zone: tzinfo) -> _Period:
-        from cronsim import CronSim
-
-        expression = self.rendered_for(key)
-        # Backwards, cronsim goes by the clock on the wall and so may go too far in an hour that
-        # comes twice; forwards from there finds the way.
-        backwards = CronSim(expression, instant.astimezone(zone), reverse=True)
-        fires = next(fire for fire in map(_to_utc, backwards) if fire <= instant)
-        following = self._next_firing(expression, fires, zone)
-        while following <= instant:
-            fires, following = following, self._next_firing(expression, following, zone)
-        return self._period(fires, following)
+        return self._period(*cron.firings_around(self._expression_of(key), instant, zone))
 
     def after(self, key: str, period: _Period, zone: tzinfo) -> _Period:
         fires = period.last_window[1]
-        return self._period(fires, self._next_firing(self.rendered_for(key), fires, zone))
+        return self._period(fires, cron.next_firing(self._expression_of(key), fires, zone))
 
     def before(self, key: str, period: _Period, zone: tzinfo) -> _Period:
         return self.around(key, period.begins - timedelta(seconds=1), zone)
@@ -491,26 +432,10 @@ class _CronCalendar:
     def _period(fires: datetime, following: datetime) -> _Period:
         return _Period(int(fires.timestamp()), fires, ((fires, following),))
 
-    @staticmethod
-    def _next_firing(expression: str, instant: datetime, zone: tzinfo) -> datetime:
-        from cronsim import CronSim
-
-        firings = map(_to_utc, CronSim(expression, instant.astimezone(zone)))
-        return next(fire for fire in firings if fire > instant)
-
-    def rendered_for(self, key: str) -> str:
-        """The expression with every H replaced by what the key's hash picks."""
-        return self.rendered(
+    def _expression_of(self, key: str) -> str:
+        """The expression with what the key's hash picks in the place of every H."""
+        return self.expression.without_hash(
             lambda field, term, low, high: low + _hash("cron", field, term, key) % (high - low + 1)
-        )
-
-    def rendered(self, pick: Callable[[int, int, int, int], int]) -> str:
-        """The expression for cronsim; ``pick(field, term, low, high)`` chooses for each H."""
-        return " ".join(
-            ",".join(
-                term.rendered(partial(pick, field, number)) for number, term in enumerate(terms)
-            )
-            for field, terms in enumerate(self.fields)
         )
 
 
@@ -526,7 +451,7 @@ def _parse_plain(text: str) -> _DayCalendar | _HourCalendar:
 
 
 def _full_name(text: str, words: str) -> str:
-    """The canonical name of a calendar; ``words`` is what stands before the comma."""
+    """The canonical name of a calendar; `words` is what stands before the comma."""
     found = re.match(r"\s*(\S*)", words)
     assert found is not None, "this expression matches everything"
     word = found[1].lower()
@@ -546,7 +471,7 @@ def _full_name(text: str, words: str) -> str:
 
 
 def _parse_hours(text: str, start: int) -> _Hours:
-    """Read ``HHMM`` or ``HHMM-HHMM``, which stands in ``text`` from index ``start``."""
+    """Read `HHMM` or `HHMM-HHMM`, which stands in `text` from index `start`."""
     rest = text[start:]
     found = re.fullmatch(r"\s*([0-9]{4})(?:\s*-\s*([0-9]{4}))?\s*", rest)
     if found is None:
@@ -565,110 +490,12 @@ def _parse_hours(text: str, start: int) -> _Hours:
 
 
 def _parse_time(text: str, index: int, digits: str) -> int:
-    """The minutes after midnight of ``HHMM``, which stands in ``text`` at ``index``."""
+    """The minutes after midnight of `HHMM`, which stands in `text` at `index`."""
     hour, minute = int(digits[:2]), int(digits[2:])
     if hour > 23 or minute > 59:
         expected = "HHMM with an hour from 00 to 23 (midnight is 0000) and a minute from 00 to 59"
         raise ScheduleError(text, index + 1, digits, expected)
     return hour * 60 + minute
-
-
-def _parse_cron(text: str, start: int) -> _CronCalendar:
-    """Read a cron expression, which stands in ``text`` from index ``start``."""
-    words = [(start + found.start(), found[0]) for found in re.finditer(r"\S+", text[start:])]
-    if len(words) != len(CRON_FIELDS):
-        index, word = words[-1] if words else (len(text), "")
-        expected = (
-            "five fields after cron: minute, hour, day of the month, month, day of the week; "
-            f"there are {len(words)}"
-        )
-        if words and words[0][1].startswith("@"):
-            index, word = words[0]
-            expected += f"; names such as {word} are not for cron, write for example daily"
-        raise ScheduleError(text, index + 1, word, expected)
-    fields = tuple(
-        _parse_cron_field(text, index, word, number) for number, (index, word) in enumerate(words)
-    )
-    calendar = _CronCalendar(" ".join(word.upper() for _, word in words), fields)
-    _check_that_it_fires(text, words[2], calendar)
-    return calendar
-
-
-def _parse_cron_field(text: str, index: int, word: str, number: int) -> tuple[_CronTerm, ...]:
-    terms = []
-    for term in word.split(","):
-        try:
-            terms.append(_parse_cron_term(term.upper(), number))
-        except _TermError as error:
-            expected = f"in the field for the {CRON_FIELDS[number][0]} {error}"
-            raise ScheduleError(text, index + 1, term, expected) from None
-        index += len(term) + 1
-    return tuple(terms)
-
-
-class _TermError(Exception):
-    """What was expected instead of a term of a cron field."""
-
-
-def _parse_cron_term(term: str, number: int) -> _CronTerm:
-    """Read one term, in capitals, of the field with that number; _TermError when it isn't one."""
-    _, lowest, highest, highest_hash = CRON_FIELDS[number]
-    found = CRON_TERM.fullmatch(term)
-    if found is None:
-        raise _TermError(
-            "*, a value, a range such as 1-5, H, or H(0-7), with a step such as /2 after *, a "
-            "range or H (L, W, #, ? and ~ are not supported)"
-        )
-    step = 1 if found["step"] is None else int(found["step"])
-    if found["any"]:
-        kind, low, high = "*", lowest, highest
-    elif found["hash"]:
-        kind, low, high = "H", lowest, highest_hash
-        if found["from"] is not None:
-            low, high = (_cron_value(found[group], number) for group in ("from", "to"))
-    else:
-        kind, low = "-", _cron_value(found["low"], number)
-        high = low if found["high"] is None else _cron_value(found["high"], number)
-        if found["step"] is not None and found["high"] is None:
-            raise _TermError(f"a range before the step, such as {low}-{highest}/{step}")
-    if high < low:
-        raise _TermError("a range that runs forwards (two ranges can be joined with a comma)")
-    if found["step"] is not None and not 1 <= step <= high - low + 1:
-        raise _TermError(f"a step from 1 to {high - low + 1}")
-    if kind == "H" and found["step"] is not None and step == 1:
-        raise _TermError("a step from 2 after H (* means every value, and H alone means one)")
-    return _CronTerm(kind, low, high, step)
-
-
-def _cron_value(word: str, number: int) -> int:
-    name, lowest, highest, _ = CRON_FIELDS[number]
-    names = CRON_NAMES.get(name, {})
-    if word in names:
-        return names[word]
-    if re.fullmatch(r"[0-9]{1,2}", word) and lowest <= int(word) <= highest:
-        return int(word)
-    hint = f" or a name from {' '.join(names)}" if names else ""
-    raise _TermError(f"a number from {lowest} to {highest}{hint}")
-
-
-def _check_that_it_fires(text: str, day: tuple[int, str], calendar: _CronCalendar) -> None:
-    """Refuse an expression that never fires, for any key; ``day`` is its third field.
-
-    A day that is late in the month is what may never come, so the latest is tried with each of
-    the months that an H might pick.
-    """
-    from cronsim import CronSim, CronSimError
-
-    for month in range(12):
-
-        def pick(field: int, term: int, low: int, high: int, month: int = month) -> int:
-            return min(low + month, high) if CRON_FIELDS[field][0] == "month" else high
-
-        try:
-            CronSim(calendar.rendered(pick), datetime(2000, 1, 1, tzinfo=UTC))
-        except CronSimError:
-            expected = "a day of the month that comes in the months given"
-            raise ScheduleError(text, day[0] + 1, day[1], expected) from None
 
 
 # What the rest of Turku asks
@@ -678,9 +505,9 @@ def _check_that_it_fires(text: str, day: tuple[int, str], calendar: _CronCalenda
 class Schedule:
     """When a source is to be backed up.
 
-    ``key`` is everywhere what decides the source's moment, usually its id. All datetimes are
-    aware (a ValueError otherwise); the schedule's time zone is that of ``after``, ``at`` or
-    ``now``, and answers are in it. ``str`` gives the schedule's canonical text.
+    `key` is everywhere what decides the source's moment, usually its id. All datetimes are
+    aware (a ValueError otherwise); the schedule's time zone is that of `after`, `at` or
+    `now`, and answers are in it. `str` gives the schedule's canonical text.
     """
 
     _calendar: _DayCalendar | _HourCalendar | _CronCalendar
@@ -689,15 +516,20 @@ class Schedule:
     def parse(cls, text: str) -> Schedule:
         """Read a schedule; ScheduleError says where it isn't one, and what was expected."""
         found = re.match(r"\s*cron(?!\S)", text, re.IGNORECASE)
-        if found:
-            return cls(_parse_cron(text, found.end()))
-        return cls(_parse_plain(text))
+        if found is None:
+            return cls(_parse_plain(text))
+        try:
+            expression = cron.CronExpression.parse(text[found.end() :])
+        except cron.CronError as error:
+            column = found.end() + error.index + 1
+            raise ScheduleError(text, column, error.found, error.expected) from None
+        return cls(_CronCalendar(expression))
 
     def __str__(self) -> str:
         return str(self._calendar)
 
     def next_due(self, key: str, after: datetime) -> datetime:
-        """The first moment at which ``key`` falls due, strictly later than ``after``."""
+        """The first moment at which `key` falls due, strictly later than `after`."""
         zone, instant = _zone_of(after), _to_utc(after)
         period = self._calendar.around(key, instant, zone)
         while period.due <= instant:
@@ -705,7 +537,7 @@ class Schedule:
         return period.due.astimezone(zone)
 
     def window(self, key: str, at: datetime) -> Interval | None:
-        """The window that is open at ``at``, as its first instant and the first after it, or None.
+        """The window that is open at `at`, as its first instant and the first after it, or None.
 
         Without hours there is always one, but for a weekday's name, whose window is that day.
         For cron it is the time from one firing to the next.
@@ -719,10 +551,10 @@ class Schedule:
     def due_at(
         self, key: str, *, last_success: datetime | None, since: datetime, now: datetime
     ) -> datetime:
-        """When the next run should begin; ``now`` or earlier means now.
+        """When the next run should begin; `now` or earlier means now.
 
-        ``last_success`` is when the last successful run began (None: never), and ``since`` when
-        the source was made. A ``last_success`` that lies in a later period than ``now`` comes from
+        `last_success` is when the last successful run began (None: never), and `since` when
+        the source was made. A `last_success` that lies in a later period than `now` comes from
         a clock that was wrong, and counts for nothing.
 
         - A source without a run is due at once when a window is open, or when the next one opens.
@@ -748,7 +580,7 @@ class Schedule:
     ) -> Interval | None:
         """The last window of the last period that is wholly over and had no successful run.
 
-        None when that period had one, or its window opened before ``since``. The parameters are
+        None when that period had one, or its window opened before `since`. The parameters are
         those of `due_at`.
         """
         zone, instant, made = _zone_of(now), _to_utc(now), _to_utc(since)
@@ -820,7 +652,7 @@ class Schedule:
 
 
 def retry_at(failures: int, failed_at: datetime) -> datetime:
-    """When to try again after so many failures in a row (1 or more), the last at ``failed_at``.
+    """When to try again after so many failures in a row (1 or more), the last at `failed_at`.
 
     The pause is 5 minutes, doubled with each further failure, up to an hour.
     """
