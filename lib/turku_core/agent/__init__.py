@@ -1,0 +1,1 @@
+"""The agent: what runs on every machine that is backed up."""

@@ -1,0 +1,255 @@
+"""The check-in: what is due, and the sessions that follow from it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from turku_core import fields
+from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TurkuError
+from turku_core.fields import FieldError
+from turku_core.protocol.client import Client
+from turku_core.protocol.messages import Source, StorageAddress
+
+# Whatever only a session needs is imported when there is one: an idle check-in runs on thousands
+# of machines every five minutes.
+if TYPE_CHECKING:
+    from turku_core.agent.backup import BackupJob, Outcome
+    from turku_core.agent.identity import Identity
+    from turku_core.agent.processes import Stop
+    from turku_core.agent.settings import Locations
+    from turku_core.agent.sources import LocalSource
+
+logger = logging.getLogger(__name__)
+
+CHECKIN_SECONDS = 300.0
+"""How often to check in again while sessions run, so that a long first backup doesn't keep other
+sources waiting."""
+
+SESSIONS_MAX = 4
+GONOGO_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a check-in answered.
+
+    Attributes:
+        sources: The sources that are due, by name; each has its storage unit.
+        problems: A sentence for each one that can't be used.
+    """
+
+    sources: Mapping[str, Source]
+    problems: tuple[str, ...] = ()
+
+
+def check_in(client: Client, identity: Identity) -> Due:
+    """Ask the API what is due.
+
+    Raises:
+        TurkuError: The call failed, see `turku_core.protocol.client`.
+    """
+    answer = client.call("agent_ping_checkin", {"machine": identity.login()})
+    return sources_of(answer, "scheduled_sources")
+
+
+def sources_of(answer: Mapping[str, object], key: str) -> Due:
+    """Take the sources out of an answer; one that isn't valid doesn't hide the others."""
+    try:
+        machine = fields.mapping(fields.required(answer, "machine"), "machine")
+        listed = fields.mapping(machine.get(key) or {}, f"machine.{key}")
+    except FieldError as error:
+        raise TurkuError(f"The API's answer is not valid: {error}.") from error
+    sources = {}
+    problems = []
+    for name, value in listed.items():
+        try:
+            place = f"source {fields.name(name, 'source name')}"
+            source = Source.from_json(value, place)
+            if source.storage is None:
+                raise FieldError(f"{place}.storage", "is missing")
+            sources[name] = source
+        except FieldError as error:
+            problems.append(f"The API's answer is not valid: {error}.")
+    return Due(sources, tuple(problems))
+
+
+def is_go(program: Sequence[str]) -> bool:
+    """Run the go/no-go program and say whether it lets the check-in go ahead (exit code 0)."""
+    if not program:
+        return True
+    try:
+        result = subprocess.run(
+            program, stdin=subprocess.DEVNULL, timeout=GONOGO_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TurkuError(
+            f"The go/no-go program {program[0]} took longer than {GONOGO_SECONDS:.0f} seconds."
+        ) from None
+    except OSError as error:
+        raise TurkuError(
+            f"The go/no-go program {program[0]} can't be run: {error.strerror}; mend "
+            "gonogo_program."
+        ) from error
+    return result.returncode == 0
+
+
+def jobs_of(
+    due: Due, own: Mapping[str, LocalSource], running: Iterable[str] = ()
+) -> tuple[list[BackupJob], list[str]]:
+    """Return a job per storage unit for what is due, and a sentence for what isn't ours.
+
+    Only a source that the machine itself configures is ever opened, and only its own path: neither
+    is taken from the API.
+
+    Args:
+        due: What the API says is due.
+        own: The machine's own sources.
+        running: Names of sources that a session is already backing up.
+    """
+    from turku_core.agent.backup import BackupJob, DueSource
+
+    busy = set(running)
+    by_storage: dict[StorageAddress, list[DueSource]] = {}
+    problems = []
+    for name, announced in due.sources.items():
+        local = own.get(name)
+        if local is None:
+            problems.append(
+                f"The API asks for source {name}, which isn't configured here; "
+                "turku-update-config tells it so."
+            )
+        elif name not in busy:
+            assert announced.storage is not None
+            by_storage.setdefault(announced.storage, []).append(DueSource(local, announced))
+    return [BackupJob(storage, tuple(each)) for storage, each in by_storage.items()], problems
+
+
+class Sessions:
+    """Runs backup jobs side by side, a thread each, and collects their outcomes."""
+
+    def __init__(self, locations: Locations, identity: Identity, stop: Stop) -> None:
+        self._locations = locations
+        self._identity = identity
+        self._stop = stop
+        self._ended: queue.Queue[tuple[threading.Thread, dict[str, Outcome]]] = queue.Queue()
+        self._threads: dict[threading.Thread, set[str]] = {}
+        self.outcomes: dict[str, Outcome] = {}
+
+    @property
+    def running(self) -> set[str]:
+        """The names of the sources that sessions are working on."""
+        return set().union(*self._threads.values())
+
+    def begin(self, jobs: Iterable[BackupJob]) -> None:
+        """Start as many of the jobs as there is room for; the API hands the others out again."""
+        for job in jobs:
+            if len(self._threads) >= SESSIONS_MAX:
+                logger.info("storage unit %s: no room for one more session now", job.storage.name)
+                return
+            # Programs that a thread starts are killed when the thread ends (see
+            # `processes.make_guarded_command`), so each session has a thread of its own.
+            thread = threading.Thread(target=self._run, args=(job,), name=job.storage.name)
+            self._threads[thread] = {each.local.name for each in job.sources}
+            thread.start()
+
+    def _run(self, job: BackupJob) -> None:
+        from turku_core.agent.backup import back_up, failed_outcomes
+
+        try:
+            outcomes = back_up(
+                job, locations=self._locations, identity=self._identity, stop=self._stop
+            )
+        except Exception as error:
+            logger.exception("storage unit %s: the session failed", job.storage.name)
+            outcomes = failed_outcomes(job, str(error))
+        self._ended.put((threading.current_thread(), outcomes))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all sessions have ended or the time is up; return whether they have ended."""
+        deadline = time.monotonic() + seconds
+        while self._threads:
+            try:
+                self._collect(max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return False
+        return True
+
+    def finish(self) -> None:
+        """Stop whatever runs, and wait for it."""
+        self._stop.set()
+        while self._threads:
+            self._collect(None)
+
+    def _collect(self, seconds: float | None) -> None:
+        thread, outcomes = self._ended.get(timeout=seconds)
+        thread.join()
+        del self._threads[thread]
+        self.outcomes.update(outcomes)
+
+
+def ping(
+    locations: Locations, identity: Identity, client: Client
+) -> tuple[int, dict[str, Outcome]]:
+    """Check in, back up what is due, and check in again as long as sessions run.
+
+    Returns:
+        The exit code, and how each source that was due went.
+
+    Raises:
+        TurkuError: The first check-in failed.
+    """
+    due = check_in(client, identity)
+    if not due.sources and not due.problems:
+        logger.info("nothing is due")
+        return DONE, {}
+    from turku_core.agent.processes import Stop
+    from turku_core.agent.session import sweep_sessions
+
+    sweep_sessions(locations.run)
+    stop = Stop()
+    sessions = Sessions(locations, identity, stop)
+    try:
+        failed = _begin(locations, due, sessions)
+        while not sessions.wait(CHECKIN_SECONDS):
+            failed |= _check_in_again(locations, client, identity, sessions)
+    finally:
+        sessions.finish()
+        stop.close()
+    return _exit_code(failed, sessions.outcomes), sessions.outcomes
+
+
+def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:
+    """Start sessions for what is due; return whether something of it can't be done at all."""
+    from turku_core.agent.sources import load_sources
+
+    own = load_sources(locations.sources)
+    jobs, unknown = jobs_of(due, own.sources, sessions.running)
+    for problem in (*own.problems, *due.problems, *unknown):
+        logger.warning("%s", problem)
+    sessions.begin(jobs)
+    return bool(own.problems or due.problems)
+
+
+def _check_in_again(
+    locations: Locations, client: Client, identity: Identity, sessions: Sessions
+) -> bool:
+    try:
+        return _begin(locations, check_in(client, identity), sessions)
+    except TurkuError as error:
+        # The sessions that run are worth more than this call, and it comes again.
+        logger.warning("%s", error)
+        return False
+
+
+def _exit_code(failed: bool, outcomes: Mapping[str, Outcome]) -> int:
+    words = {outcome.word for outcome in outcomes.values()}
+    if failed or words & {"failed", "cancelled"}:
+        return FAILED
+    return TRY_AGAIN_LATER if "later" in words else DONE

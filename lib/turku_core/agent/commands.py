@@ -1,0 +1,308 @@
+"""The agent's console scripts: ``turku-update-config`` and ``turku-agent-ping``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+from turku_core.agent.settings import Locations, Settings, load_settings
+from turku_core.commandline import add_json_option, make_parser, print_json, run, usage_error
+from turku_core.errors import DONE, TRY_AGAIN_LATER
+from turku_core.protocol.client import Client
+
+# An idle check-in imports this module and `checkin`, nothing else of the agent: see there.
+
+logger = logging.getLogger(__name__)
+
+
+def update_config() -> NoReturn:
+    """Run ``turku-update-config``."""
+    arguments = _update_config_parser().parse_args()
+    run(_BODIES[arguments.action], arguments)
+
+
+def _update_config_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "turku-update-config",
+        "Tell the API who this machine is and what is to be backed up. Run it after every change "
+        "of the configuration; the timer does so every hour.",
+    )
+    add_json_option(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the configuration and show what would be sent; send and make nothing",
+    )
+    parser.add_argument(
+        "--new-identity",
+        action="store_true",
+        help="first make a new identity, as a clone of another machine needs it; the old one is "
+        "kept beside it, not used any more",
+    )
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=sorted(_BODIES),
+        default="send",
+        help="send: register and send the sources (the default); install-systemd, install-cron: "
+        "let check-ins happen every five minutes; uninstall: take either away again",
+    )
+    return parser
+
+
+def _send(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.identity import ensure_identity
+    from turku_core.agent.registration import machine_config
+    from turku_core.agent.registration import update_config as send
+    from turku_core.agent.sources import load_sources
+
+    locations = Locations(arguments.root)
+    settings = load_settings(locations)
+    sources = load_sources(locations.sources).checked()
+    if arguments.dry_run:
+        return _show_config(arguments, settings, locations)
+    identity = ensure_identity(locations, new=arguments.new_identity)
+    send(_client(settings), settings, identity, sources)
+    if arguments.json:
+        config = machine_config(settings, identity, sources).to_json()
+        print_json({"machine": {"uuid": identity.uuid, **config}, "sent": True})
+    else:
+        print(
+            f"The API knows machine {settings.unit_name} ({identity.uuid}) and its "
+            f"{_counted(len(sources), 'source')}."
+        )
+    return DONE
+
+
+def _show_config(arguments: argparse.Namespace, settings: Settings, locations: Locations) -> int:
+    from turku_core.agent.identity import NoIdentity, load_identity
+    from turku_core.agent.sources import load_sources
+    from turku_core.commandline import print_table
+
+    sources = load_sources(locations.sources).checked()
+    try:
+        uuid = load_identity(locations).uuid
+    except NoIdentity:
+        uuid = None
+    if arguments.json:
+        machine = {"uuid": uuid, "unit_name": settings.unit_name, "published": settings.published}
+        shown = {name: source.settings.to_json() for name, source in sources.items()}
+        print_json({"machine": {**machine, "sources": shown}, "sent": False})
+        return DONE
+    print(f"Machine {settings.unit_name} ({uuid or 'identity not made yet'})")
+    print_table(
+        ("source", "path", "frequency", "retention", "from"),
+        [
+            (name, each.path, each.settings.frequency, each.settings.retention, each.origin)
+            for name, each in sources.items()
+        ],
+    )
+    print("The configuration is valid. Nothing was sent.")
+    return DONE
+
+
+def _install_systemd(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.install import install_systemd
+
+    return _report(install_systemd(arguments.root), arguments)
+
+
+def _install_cron(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.install import install_cron
+
+    return _report(install_cron(arguments.root), arguments)
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.install import uninstall
+
+    return _report(uninstall(arguments.root), arguments)
+
+
+def _report(changed: list[Path], arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print_json({"changed": [str(path) for path in changed]})
+    else:
+        print("\n".join(str(path) for path in changed) or "Nothing had to be changed.")
+    return DONE
+
+
+_BODIES = {
+    "send": _send,
+    "install-systemd": _install_systemd,
+    "install-cron": _install_cron,
+    "uninstall": _uninstall,
+}
+
+
+def agent_ping() -> NoReturn:
+    """Run ``turku-agent-ping``."""
+    parser = _agent_ping_parser()
+    arguments = parser.parse_args()
+    problem = _misuse(arguments)
+    if problem is not None:
+        usage_error(parser.prog, problem)
+    _end_by_exception()
+    if arguments.check:
+        run(_check, arguments)
+    if arguments.list:
+        run(_list, arguments)
+    if arguments.restore:
+        run(_restore, arguments)
+    run(_ping, arguments)
+
+
+def _agent_ping_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "turku-agent-ping",
+        "Check in and back up what is due; or list, restore, or check whether all is well.",
+    )
+    add_json_option(parser)
+    parser.add_argument(
+        "--restore",
+        action="store_true",
+        help="restore; without --source, open the restore folder and wait for an administrator of "
+        "the storage unit",
+    )
+    parser.add_argument("--list", action="store_true", help="list the snapshots there are")
+    parser.add_argument(
+        "--check", action="store_true", help="say precisely what is wrong, if anything is"
+    )
+    parser.add_argument("--source", metavar="NAME", help="the source to restore or to list")
+    parser.add_argument(
+        "--machine",
+        metavar="UUID|NAME",
+        help="another machine, now gone, that this one was allowed to restore",
+    )
+    parser.add_argument(
+        "--snapshot",
+        default="latest",
+        metavar="ID|TIME",
+        help="a snapshot's id, `latest` (the default), or a time such as 2026-11-22T10:30: the "
+        "newest snapshot that isn't younger",
+    )
+    parser.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        metavar="PATH",
+        dest="paths",
+        help="restore only this path of the source; may be given several times",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--target",
+        type=Path,
+        metavar="DIR",
+        help="restore into this folder instead of one of its own in the restore folder",
+    )
+    where.add_argument(
+        "--in-place",
+        action="store_true",
+        help="restore over the source itself; every file that differs is replaced, newer ones too",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what a restore would change"
+    )
+    return parser
+
+
+def _misuse(arguments: argparse.Namespace) -> str | None:
+    """Return a sentence when options don't go together, or None."""
+    if arguments.check and (arguments.restore or arguments.list):
+        return "--check goes neither with --restore nor with --list."
+    unattended = arguments.restore and arguments.source
+    if not unattended:
+        for option, given in (
+            ("--path", arguments.paths),
+            ("--in-place", arguments.in_place),
+            ("--dry-run", arguments.dry_run),
+            ("--snapshot", arguments.snapshot != "latest"),
+        ):
+            if given:
+                return f"{option} needs --restore --source NAME."
+    if not arguments.restore and arguments.target:
+        return "--target needs --restore."
+    if not (unattended or arguments.list):
+        if arguments.source:
+            return "--source needs --restore or --list."
+        if arguments.machine:
+            return "--machine needs --list, or --restore with --source NAME."
+    return None
+
+
+def _end_by_exception() -> None:
+    """Let SIGTERM and SIGHUP end the agent as Ctrl-C does: by an exception, and cleanly.
+
+    Whichever comes first is the last that counts, so that none of them disturbs the cleaning up.
+    """
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, interrupt)
+
+
+def _client(settings: Settings) -> Client:
+    return Client(settings.api_urls, settings.api_ca_certificate)
+
+
+def _ping(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.checkin import is_go, ping
+    from turku_core.agent.identity import load_identity
+    from turku_core.agent.locks import held
+    from turku_core.configuration import ensure_private_folder
+
+    locations = Locations(arguments.root)
+    settings = load_settings(locations)
+    identity = load_identity(locations)
+    ensure_private_folder(locations.run)
+    with held(locations.run / "ping.lock", wait=False) as alone:
+        if not alone:
+            logger.info("another turku-agent-ping is at work; it checks in for this machine too")
+            return TRY_AGAIN_LATER
+        if not is_go(settings.gonogo_program):
+            logger.info("the go/no-go program says: not now")
+            return TRY_AGAIN_LATER
+        code, outcomes = ping(locations, identity, _client(settings))
+    if arguments.json:
+        print_json(
+            {
+                "sources": {
+                    name: {"outcome": outcome.word, "message": outcome.message}
+                    for name, outcome in outcomes.items()
+                }
+            }
+        )
+    return code
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.restore import restore_command
+
+    return restore_command(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.restore import list_command
+
+    return list_command(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.check import check_command
+
+    return check_command(arguments)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
