@@ -6,14 +6,14 @@ machine or with its storage unit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from django.db.models import F, OuterRef, Q, QuerySet, Subquery
+from django.db.models import F, Max, OuterRef, Q, QuerySet, Subquery
 
-from turku_core.api.due import last_success_of, parse_schedule, schedule_key, when_due
+from turku_core.api.due import is_shared, is_wanted, parse_schedule, schedule_key
 from turku_core.api.models import Backup, Machine, Outcome, Source
 from turku_core.commandline import human_time
 
@@ -74,25 +74,37 @@ def find_behind(now: datetime) -> list[Behind]:
     Args:
         now: An aware datetime in the time zone that schedules are local to.
     """
-    return sorted(_find(now), key=lambda behind: (behind.since, behind.source.pk))
+    found = examine(_candidates(now), now).values()
+    return sorted(found, key=lambda behind: (behind.since, behind.source.pk))
 
 
-def _find(now: datetime) -> Iterator[Behind]:
-    for source in _candidates(now):
-        behind = _examine(source, now)
-        if behind is not None:
-            yield behind
+def examine(sources: Iterable[Source], now: datetime) -> dict[int, Behind]:
+    """Return those of some sources that are behind, by their keys.
+
+    Two queries are made however many sources there are, if their machines and storage units have
+    been read with them and they come from `with_last_failure`.
+    """
+    listed = list(sources)
+    successes = _last_successes(listed)
+    found = {source.pk: _examine(source, successes[source.pk], now) for source in listed}
+    return {key: behind for key, behind in found.items() if behind is not None}
 
 
-def _candidates(now: datetime) -> QuerySet[Source]:
-    """Select, by what is stored, the few sources that are worth a close look."""
+def with_last_failure(sources: QuerySet[Source]) -> QuerySet[Source]:
+    """Read with each source what was said of its last failure."""
     last_failure = (
         Backup.objects.filter(source=OuterRef("pk"), outcome=Outcome.FAILED)
         .order_by("-time_begin")
         .values("summary")[:1]
     )
+    annotated: QuerySet[Source] = sources.annotate(last_failure=Subquery(last_failure))
+    return annotated
+
+
+def _candidates(now: datetime) -> QuerySet[Source]:
+    """Select, by what is stored, the few sources that are worth a close look."""
     no_success_since_missed = Q(last_success_at=None) | Q(last_success_at__lt=F("missed_at"))
-    return (
+    return with_last_failure(
         wanted_sources()
         .filter(
             Q(next_due_at__lt=now - TOLERANCE)
@@ -101,39 +113,57 @@ def _candidates(now: datetime) -> QuerySet[Source]:
             | (Q(missed_at__gt=F("since")) & no_success_since_missed)
         )
         .select_related("machine", "storage")
-        .annotate(last_failure=Subquery(last_failure))
     )
 
 
-def _examine(source: Source, now: datetime) -> Behind | None:
-    last_success = last_success_of(source)
+def _last_successes(sources: Sequence[Source]) -> dict[int, datetime | None]:
+    """Return when the last good backup of each source's data began, by whichever machine."""
+    shared = {source.name for source in sources if is_shared(source)}
+    newest: dict[tuple[str, str, str], datetime | None] = {}
+    if shared:
+        service = ("machine__environment_name", "machine__service_name", "name")
+        rows = (
+            Source.objects.filter(shared_service=True, name__in=shared)
+            .order_by()
+            .values_list(*service)
+            .annotate(newest=Max("last_success_at"))
+        )
+        newest = {(row[0], row[1], row[2]): row[3] for row in rows}
+    return {
+        source.pk: newest.get(
+            (source.machine.environment_name, source.machine.service_name, source.name)
+        )
+        if is_shared(source)
+        else source.last_success_at
+        for source in sources
+    }
+
+
+def _examine(source: Source, last_success: datetime | None, now: datetime) -> Behind | None:
+    if not is_wanted(source) or (source.storage is not None and source.storage.paused):
+        return None
     try:
-        since = _due_since(source, last_success, now)
-        due = when_due(source, now)
+        schedule = parse_schedule(source.frequency)
     except ValueError:
-        # The schedule isn't valid; the source's problem says so.
+        # The source's problem says what is wrong with it.
         return Behind(source, Kind.OVERDUE, source.since, last_success, _reason(source, now))
+    key = schedule_key(source)
+    counted_from = source.since.astimezone(now.tzinfo)
+    success = last_success.astimezone(now.tzinfo) if last_success else None
+    # The first run that was due and didn't happen; a newcomer's is due at once.
+    since = schedule.next_due(key, max(success, counted_from)) if success else counted_from
     failed_at = source.last_failure_at
-    if source.failures and failed_at and (last_success is None or failed_at > last_success):
+    if source.failures and failed_at and (success is None or failed_at > success):
         return Behind(source, Kind.FAILING, since, last_success, _failure(source))
     if source.lease_until is not None and source.lease_until > now:
         return None
-    if due.missed is not None:
-        begin, _ = due.missed
-        return Behind(source, Kind.MISSED, min(since, begin), last_success, _reason(source, now))
-    if since <= now and due.at is not None and due.at < now - TOLERANCE:
+    missed = schedule.missed(key, last_success=success, since=counted_from, now=now)
+    if missed is not None:
+        return Behind(source, Kind.MISSED, min(since, missed[0]), success, _reason(source, now))
+    at = schedule.due_at(key, last_success=success, since=counted_from, now=now)
+    if at < now - TOLERANCE:
         return Behind(source, Kind.OVERDUE, since, last_success, _reason(source, now))
     return None
-
-
-def _due_since(source: Source, last_success: datetime | None, now: datetime) -> datetime:
-    """Return the first time, after the last good backup, at which another was due."""
-    if last_success is None:
-        return source.since
-    after = max(last_success, source.since)
-    return parse_schedule(source.frequency).next_due(
-        schedule_key(source), after.astimezone(now.tzinfo)
-    )
 
 
 def _failure(source: Source) -> str:

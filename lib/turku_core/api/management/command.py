@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError
 
-from turku_core.api.database import require_migrated_database
+from turku_core.api.database import DatabaseUnreachable, require_migrated_database
 from turku_core.api.models import Backup, Source
 from turku_core.api.overdue import first_line
 from turku_core.api.states import source_state
@@ -22,6 +23,8 @@ from turku_core.commandline import (
     print_json,
     print_table,
 )
+
+logger = logging.getLogger(__name__)
 
 DJANGO_OPTIONS = frozenset(
     {
@@ -59,9 +62,10 @@ class Command(BaseCommand):
         """Run the command; say so when the database is the reason why it can't."""
         try:
             return super().execute(*arguments, **options)
-        except DatabaseError:
+        except DatabaseError as error:
             require_migrated_database()
-            raise
+            logger.debug("the error in full", exc_info=True)
+            raise DatabaseUnreachable(f"The database refused: {error}.") from error
 
     def note(self, sentence: str) -> None:
         """Say something to a person, beside the answer that a program may read."""
