@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 
 from turku_core.api import due, filters, placement, shared_services
 from turku_core.api.models import Assignment, Machine, Source, StorageUnit
@@ -38,7 +38,7 @@ def hand_out(
         # The order in which rows are locked is the same everywhere: machine, units, sources.
         machine = Machine.objects.select_for_update(no_key=True).get(pk=machine_id)
         sources = _due_sources(machine, now, session_with)
-        units = _lock_units({source.storage_id for source in sources})
+        units = _lock_units({source.storage_id for source in sources if source.storage_id})
         obstacles = {
             pk: _unit_obstacle(unit, machine, now, session_with) for pk, unit in units.items()
         }
@@ -77,7 +77,7 @@ def _has_place(machine: Machine, source: Source) -> bool:
     return placed
 
 
-def _lock_units(ids: set[int | None]) -> dict[int | None, StorageUnit]:
+def _lock_units(ids: set[int]) -> dict[int | None, StorageUnit]:
     """Lock storage units, so that nobody else counts their free slots meanwhile."""
     locked = StorageUnit.objects.select_for_update(no_key=True).filter(pk__in=ids).order_by("pk")
     return {unit.pk: unit for unit in locked}
@@ -91,16 +91,16 @@ def _unit_obstacle(
         return f"Storage unit {unit.name} is not active."
     if unit.paused:
         return f"Storage unit {unit.name} is paused."
-    if _machines_with_leases(unit, now).exclude(machine=machine).count() >= unit.slots:
+    if _count_other_machines(unit, machine, now) >= unit.slots:
         return f"Storage unit {unit.name} has all its {unit.slots} slots taken."
     if session_with is None and not _knows_key(unit, machine):
         return f"Storage unit {unit.name} has not fetched the machine's SSH key yet."
     return ""
 
 
-def _machines_with_leases(unit: StorageUnit, now: datetime) -> QuerySet[Source, dict[str, int]]:
-    live = Source.objects.filter(lease_storage=unit, lease_until__gt=now)
-    return live.order_by().values("machine").distinct()
+def _count_other_machines(unit: StorageUnit, machine: Machine, now: datetime) -> int:
+    live = Source.objects.filter(lease_storage=unit, lease_until__gt=now).exclude(machine=machine)
+    return live.order_by().values("machine").distinct().count()
 
 
 def _knows_key(unit: StorageUnit, machine: Machine) -> bool:
