@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,9 @@ class SourceState:
     """What the storage unit last heard of a source; kept in `source.json` in its folder.
 
     With it expiry and verification work without the API. `mirror_id` is the id of the snapshot
-    that `mirror/` still equals, or None once a pull has begun to change it. `unsynced_boot_id` is
-    the boot in which a pull wrote to the mirror that wasn't synced yet.
+    that `mirror/` still equals, or None once a pull has begun to change it. `mirror_mode` is the
+    mode that pulled into it last. `unsynced_boot_id` is the boot in which a pull wrote to the
+    mirror that wasn't synced yet.
     """
 
     path: str | None = None
@@ -129,6 +131,7 @@ class SourceState:
     last_session_at: datetime | None = None
     mirror_id: str | None = None
     mirror_taken_at: datetime | None = None
+    mirror_mode: str | None = None
     unsynced_boot_id: str | None = None
 
 
@@ -285,6 +288,27 @@ class SourceFolder:
         return self.path / (f".{self.source}.{name}" if self.old_layout else name)
 
 
+class Condition(Enum):
+    """What is to be thought of a record: only committed and lost (rebuilt) ones are listed.
+
+    A withdrawn one was the mirror of mode none, which has been pulled to since.
+    """
+
+    COMMITTED = "committed"
+    LOST = "lost"
+    REMOVING = "removing"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record as it was found on a volume; `problem` is a sentence for the operator."""
+
+    record: Record
+    condition: Condition
+    problem: str | None = None
+
+
 @dataclass(frozen=True)
 class Listing:
     """Snapshots, oldest first, and a sentence for everything that is wrong with what lies there."""
@@ -339,24 +363,26 @@ class Catalogue:
 
     def records(self, folder: SourceFolder) -> tuple[list[Record], list[str]]:
         """Return one source's records, oldest first (expired ones too), and problems."""
-        try:
-            names = os.listdir(folder.snapshots)
-        except FileNotFoundError:
-            return [], []
-        except OSError as error:
-            return [], [f"{folder.snapshots} can't be read: {error.strerror}."]
-        records: list[Record] = []
-        problems: list[str] = []
+        committed = (Condition.COMMITTED, Condition.LOST)
+        found = self.scan(folder)
+        records = [each.record for each in found if each.condition in committed]
+        problems = [each.problem for each in found if each.problem is not None]
+        return sorted(records, key=lambda record: (record.taken_at, record.id)), problems
+
+    def scan(self, folder: SourceFolder) -> list[Found]:
+        """Return everything that lies in one source's folder, in whatever condition."""
         pending = folder.pending()
         pending_id = pending.record.id if pending is not None else None
         mirror_id = folder.state().mirror_id
-        for snapshot in sorted(_snapshot_ids(folder, names)):
-            record, problem = _read_record(folder, snapshot, pending_id, mirror_id)
-            if problem is not None:
-                problems.append(problem)
-            if record is not None:
-                records.append(record)
-        return sorted(records, key=lambda record: (record.taken_at, record.id)), problems
+        found = [
+            _read_record(folder, snapshot, mirror_id)
+            for snapshot in sorted(_snapshot_ids(folder, _names(folder.snapshots)))
+        ]
+        return [
+            each
+            for each in found
+            if each.condition is not Condition.LOST or each.record.id != pending_id
+        ]
 
     def listing(self, machine: str | None = None, source: str | None = None) -> Listing:
         """Return all snapshots, of a machine or of one of its sources."""
@@ -515,35 +541,33 @@ def _snapshot_ids(folder: SourceFolder, names: list[str]) -> set[str]:
     return found
 
 
-def _read_record(
-    folder: SourceFolder, snapshot: str, pending_id: str | None, mirror_id: str | None
-) -> tuple[Record | None, str | None]:
-    """Return a snapshot's record and what is wrong with it; (None, None) for what isn't one."""
+def _read_record(folder: SourceFolder, snapshot: str, mirror_id: str | None) -> Found:
+    """Return a snapshot's record, its condition, and what is wrong with it."""
     try:
         values = _read_json(folder.snapshots / f"{snapshot}.json")
         record = _record_from(folder, snapshot, values)
     except FileNotFoundError:
-        if snapshot == pending_id:
-            return None, None
+        rebuilt = rebuilt_record(folder, snapshot)
         if folder.old_layout:
-            return rebuilt_record(folder, snapshot), None
+            return Found(rebuilt, Condition.COMMITTED)
         problem = f"{folder.label}: the record of snapshot {snapshot} is missing; it was rebuilt."
-        return rebuilt_record(folder, snapshot), problem
+        return Found(rebuilt, Condition.LOST, problem)
     except (OSError, ValueError) as error:
         problem = f"{folder.snapshots / snapshot}.json is broken ({error}); it was rebuilt."
-        return rebuilt_record(folder, snapshot), problem
+        return Found(rebuilt_record(folder, snapshot), Condition.LOST, problem)
     if record.removing:
-        return None, None
+        return Found(record, Condition.REMOVING)
     if record.mode == "none" and record.id != mirror_id:
-        return None, None
+        return Found(record, Condition.WITHDRAWN)
     if (
         record.mode in ("link-dest", "btrfs")
         and record.damaged is None
         and not folder.tree(snapshot).is_dir()
     ):
         problem = f"{folder.label}: the files of snapshot {snapshot} are gone."
-        return dataclasses.replace(record, damaged="Its files are gone."), problem
-    return record, None
+        record = dataclasses.replace(record, damaged="Its files are gone.")
+        return Found(record, Condition.COMMITTED, problem)
+    return Found(record, Condition.COMMITTED)
 
 
 def _record_from(folder: SourceFolder, snapshot: str, values: Mapping[str, Any]) -> Record:

@@ -1,4 +1,4 @@
-"""Running other programs: rsync, borg, btrfs, sync. They never outlive the process that began them."""
+"""Running rsync, borg, btrfs and others, so that none outlives the process that began it."""
 
 from __future__ import annotations
 
@@ -213,5 +213,5 @@ def remove_tree(path: Path) -> None:
 
 
 def boot_id() -> str:
-    """Return the kernel's id of this boot: what wasn't synced before another may be lost (proc(5))."""
+    """Return the kernel's id of this boot (proc(5)); data not synced in another may be lost."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
+from turku_core import fields
 from turku_core.errors import TurkuError
-from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
-from turku_core.storage.mirror import Daemon
-from turku_core.storage.snapshots import Environment
+from turku_core.storage import programs
+from turku_core.storage.catalogue import (
+    MIRROR,
+    Catalogue,
+    NoSuchSnapshot,
+    Record,
+    SourceFolder,
+)
+from turku_core.storage.mirror import (
+    CONNECT_SECONDS,
+    IO_SECONDS,
+    Daemon,
+    Outcome,
+    Output,
+    classify,
+)
+from turku_core.storage.snapshots import Environment, get_mode
+
+_NAMED_MAX = 20
+_CHANGES_MAX = 10_000
+_CHANGE = re.compile(r"[<>ch.*][fdLDS+.a-z ?]")
 
 
 class RestoreError(TurkuError):
@@ -37,32 +59,166 @@ class Restored:
     changes: tuple[str, ...] = ()
 
 
-def choose_snapshot(catalogue: Catalogue, machine: str, source: str, wanted: str) -> Chosen:
-    """Find a snapshot by id, `latest`, `mirror`, or an ISO 8601 time (the newest at or before it;
-    UTC unless it says otherwise). Expired ones are found too. Raises NoSuchSnapshot, which lists
-    what there is.
+@dataclass(frozen=True)
+class Manner:
+    """How a restore goes about it.
+
+    `dry_run` changes nothing and tells what would be changed; `checksum` reads every file to find
+    those that differ; `itemise` tells each change.
     """
-    raise NotImplementedError
+
+    dry_run: bool = False
+    checksum: bool = False
+    itemise: bool = False
+    progress: bool = False
+    bwlimit: str | None = None
 
 
+def choose_snapshot(catalogue: Catalogue, machine: str, source: str, wanted: str) -> Chosen:
+    """Find a snapshot by id, `latest`, `mirror`, or a time.
+
+    A time (ISO 8601; UTC unless it says otherwise) means the newest snapshot at or before it.
+    Expired ones are found too, except as `latest`. Raises NoSuchSnapshot, which lists what there
+    is.
+    """
+    folders = catalogue.folders(machine, source)
+    if not folders:
+        raise _no_such_source(catalogue, machine, source)
+    if wanted == MIRROR:
+        for folder in folders:
+            if folder.mirror.is_dir():
+                return Chosen(folder, None, MIRROR)
+    known = catalogue.listing(machine, source).records
+    return _chosen(known, wanted) or _none_such(known, machine, source, wanted)
+
+
+def _chosen(known: Sequence[tuple[SourceFolder, Record]], wanted: str) -> Chosen | None:
+    found = [(folder, record) for folder, record in known if record.id == wanted]
+    if wanted == "latest":
+        found = [each for each in known if each[1].expired_at is None]
+        found = [each for each in found if each[1].damaged is None] or found
+    elif not found and (moment := _moment(wanted)) is not None:
+        found = [(folder, record) for folder, record in known if record.taken_at <= moment]
+    if not found:
+        return None
+    folder, record = max(found, key=lambda each: each[1].taken_at)
+    return Chosen(folder, record, record.id)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def _none_such(
+    known: Sequence[tuple[SourceFolder, Record]], machine: str, source: str, wanted: str
+) -> Chosen:
+    names = [record.id for _, record in reversed(known)]
+    shown = ", ".join(names[:_NAMED_MAX]) or "none at all"
+    more = f" and {len(names) - _NAMED_MAX} older ones" if len(names) > _NAMED_MAX else ""
+    raise NoSuchSnapshot(
+        f"Source {source!r} of machine {machine} has no snapshot {fields.shown(wanted)}; "
+        f"there is {shown}{more}. Give an id, a time such as 2026-05-31T12:00, or latest."
+    )
+
+
+def _no_such_source(catalogue: Catalogue, machine: str, source: str) -> NoSuchSnapshot:
+    sources = sorted({folder.source for folder in catalogue.folders(machine)})
+    if not sources:
+        return NoSuchSnapshot(f"Machine {machine} has no snapshots on this storage unit.")
+    return NoSuchSnapshot(
+        f"Machine {machine} has no source {fields.shown(source)} on this storage unit; there is "
+        f"{', '.join(sources)}."
+    )
+
+
+@contextmanager
 def open_snapshot(
-    chosen: Chosen, environment: Environment, paths: Sequence[bytes] = ()
-) -> AbstractContextManager[Path]:
-    """Give the tree to restore from: the mirror itself where it still equals the snapshot."""
-    raise NotImplementedError
+    chosen: Chosen, environment: Environment, paths: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Give the tree to restore from: the mirror itself where it still equals the snapshot.
+
+    `paths` are relative. Raises SourceBusy when the bare mirror is wanted while a pull changes it.
+    """
+    folder, record = chosen.folder, chosen.record
+    if record is None:
+        with folder.lock(), folder.reading():
+            yield folder.mirror
+        return
+    with folder.reading():
+        if folder.mirror.is_dir() and folder.state().mirror_id == record.id:
+            yield folder.mirror
+            return
+    with get_mode(record.mode, environment).open_for_restore(folder, record, paths) as tree:
+        yield tree
 
 
-def make_push_command(
-    tree: Path,
-    daemon: Daemon,
-    paths: Sequence[bytes],
-    *,
-    dry_run: bool,
-    checksum: bool,
-    bwlimit: str | None = None,
+def make_push_command(tree: Path, daemon: Daemon, manner: Manner, *, selected: bool) -> list[str]:
+    """Return the rsync command of a restore to a machine.
+
+    Metadata is read from fake-super's attributes on this side only. Newer files are replaced like
+    others. With `selected`, paths come from standard input, each ended by a NUL byte.
+    """
+    return [
+        *_make_command(manner, selected=selected),
+        "--fake-super",
+        f"--timeout={IO_SECONDS}",
+        f"--contimeout={CONNECT_SECONDS}",
+        "--",
+        f"{tree}/",
+        daemon.url,
+    ]
+
+
+def make_local_command(
+    tree: Path, target: Path, manner: Manner, *, selected: bool, as_root: bool
 ) -> list[str]:
-    """Return the rsync command of a restore to a machine; `paths` come from its standard input."""
-    raise NotImplementedError
+    """Return the rsync command of a restore to a local folder.
+
+    As root the receiving half makes real owners and devices of fake-super's attributes; else it
+    doesn't try what the kernel would refuse.
+    """
+    whose = (
+        ["--remote-option=--super"]
+        if as_root
+        else ["--no-owner", "--no-devices", "--omit-dir-times"]
+    )
+    return [
+        *_make_command(manner, selected=selected),
+        "--fake-super",
+        *whose,
+        "--",
+        f"{tree}/",
+        f"{target}/",
+    ]
+
+
+def _make_command(manner: Manner, *, selected: bool) -> list[str]:
+    command = [
+        "rsync",
+        "--archive",
+        "--hard-links",
+        "--acls",
+        "--xattrs",
+        "--sparse",
+        "--numeric-ids",
+        "--no-human-readable",
+        f"--info=stats2{',progress2' if manner.progress else ''}",
+    ]
+    if manner.dry_run:
+        command.append("--dry-run")
+    if manner.checksum:
+        command.append("--checksum")
+    if manner.itemise:
+        command += ["--out-format=%i %n%L", "--8-bit-output"]
+    if manner.bwlimit:
+        command.append(f"--bwlimit={manner.bwlimit}")
+    if selected:
+        command += ["--recursive", "--files-from=-", "--from0"]
+    return command
 
 
 def push(
@@ -71,8 +227,7 @@ def push(
     environment: Environment,
     *,
     paths: Sequence[str] = (),
-    dry_run: bool = False,
-    checksum: bool = False,
+    manner: Manner = Manner(),
     on_progress: Callable[[int, float | None], None] | None = None,
     on_change: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -83,7 +238,20 @@ def push(
     where they aren't UTF-8; none means everything. Files that differ are replaced, newer ones too.
     Nothing is deleted. Raises NoSuchSnapshot for a path that isn't in the snapshot.
     """
-    raise NotImplementedError
+    wanted = wanted_paths(chosen, paths)
+    manner = _settled(manner, on_progress, on_change)
+    with open_snapshot(chosen, environment, wanted) as tree:
+        _check_paths(chosen, tree, wanted)
+        command = make_push_command(tree, daemon, manner, selected=bool(wanted))
+        return _run(
+            command,
+            wanted,
+            manner,
+            env={"RSYNC_PASSWORD": daemon.password},
+            on_progress=on_progress,
+            on_change=on_change,
+            cancelled=cancelled,
+        )
 
 
 def restore_to_folder(
@@ -92,14 +260,145 @@ def restore_to_folder(
     environment: Environment,
     *,
     paths: Sequence[str] = (),
-    dry_run: bool = False,
-    checksum: bool = False,
+    manner: Manner = Manner(),
     into_filled_folder: bool = False,
     on_progress: Callable[[int, float | None], None] | None = None,
     on_change: Callable[[str], None] | None = None,
 ) -> Restored:
-    """Restore to a local folder, which is made. As root with real owners, modes, ACLs and devices;
-    as another user as much as the kernel allows, and `message` says what isn't. Raises RestoreError
-    for a folder that isn't empty unless `into_filled_folder`.
+    """Restore to a local folder, which is made.
+
+    As root with real owners, modes, ACLs and devices; as another user as much as the kernel
+    allows, and `message` says what isn't. Raises RestoreError for a folder that isn't empty unless
+    `into_filled_folder`, and NoSuchSnapshot for a path that isn't in the snapshot.
     """
-    raise NotImplementedError
+    wanted = wanted_paths(chosen, paths)
+    manner = _settled(manner, on_progress, on_change)
+    _make_target(target, into_filled_folder=into_filled_folder, dry_run=manner.dry_run)
+    as_root = os.geteuid() == 0
+    with open_snapshot(chosen, environment, wanted) as tree:
+        _check_paths(chosen, tree, wanted)
+        command = make_local_command(tree, target, manner, selected=bool(wanted), as_root=as_root)
+        restored = _run(
+            command, wanted, manner, env={}, on_progress=on_progress, on_change=on_change
+        )
+    if as_root or not restored.ok:
+        return restored
+    hint = "Owners and devices could not be restored; run it as root for those."
+    return Restored(
+        restored.ok,
+        f"{restored.message} {hint}".strip(),
+        restored.files,
+        restored.bytes,
+        restored.changes,
+    )
+
+
+def wanted_paths(chosen: Chosen, paths: Sequence[str]) -> tuple[str, ...]:
+    """Return paths relative to the source's folder; none means everything. Raises FieldError."""
+    root = chosen.record.path if chosen.record is not None else chosen.folder.state().path
+    wanted = []
+    for path in paths:
+        below = path
+        if root is not None and path.startswith("/"):
+            base = root.rstrip("/")
+            if path.rstrip("/") == base:
+                below = "."
+            elif path.startswith(f"{base}/"):
+                below = path[len(base) + 1 :]
+        relative = os.path.normpath(fields.relative_path(below, "path"))
+        if relative == ".":
+            return ()
+        wanted.append(relative)
+    return tuple(wanted)
+
+
+def _settled(manner: Manner, on_progress: object, on_change: object) -> Manner:
+    return Manner(
+        dry_run=manner.dry_run,
+        checksum=manner.checksum,
+        itemise=manner.itemise or manner.dry_run or on_change is not None,
+        progress=manner.progress or on_progress is not None,
+        bwlimit=manner.bwlimit,
+    )
+
+
+def _check_paths(chosen: Chosen, tree: Path, wanted: Sequence[str]) -> None:
+    missing = [path for path in wanted if not os.path.lexists(tree / path)]
+    if missing:
+        names = ", ".join(fields.shown(path) for path in missing[:_NAMED_MAX])
+        with os.scandir(tree) as entries:
+            top = sorted(entry.name for entry in entries)
+        raise NoSuchSnapshot(
+            f"Snapshot {chosen.id} of source {chosen.folder.source!r} has no {names}; at its top "
+            f"there is {', '.join(fields.shown(name) for name in top[:_NAMED_MAX]) or 'nothing'}."
+        )
+
+
+def _make_target(target: Path, *, into_filled_folder: bool, dry_run: bool) -> None:
+    try:
+        if target.is_dir():
+            if not into_filled_folder and any(os.scandir(target)):
+                raise RestoreError(
+                    f"{target} isn't empty; choose another folder, or say that it may be filled."
+                )
+        elif not dry_run:
+            target.mkdir(parents=True)
+    except OSError as error:
+        raise RestoreError(f"{target} can't be used for the restore: {error.strerror}.") from error
+
+
+def _run(
+    command: Sequence[str],
+    wanted: Sequence[str],
+    manner: Manner,
+    *,
+    env: dict[str, str],
+    on_progress: Callable[[int, float | None], None] | None,
+    on_change: Callable[[str], None] | None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Restored:
+    output = Output(on_progress)
+    changes = _Changes(on_change) if manner.itemise else None
+
+    def feed(block: bytes) -> None:
+        output.feed(block)
+        if changes is not None:
+            changes.feed(block)
+
+    names = b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in wanted)
+    try:
+        finished = programs.run(command, env=env, stdin=names, cancelled=cancelled, on_stdout=feed)
+    except programs.Cancelled:
+        return Restored(False, "The session ended before everything was restored.", 0, 0)
+    outcome, message = classify(finished.code, finished.stderr.splitlines())
+    counted = output.statistics()
+    if outcome is Outcome.PARTIAL:
+        message = f"Not everything could be restored. {message.partition('. ')[2] or message}"
+    return Restored(
+        outcome is Outcome.RECEIVED,
+        message,
+        counted.files_transferred or 0,
+        counted.bytes_transferred or 0,
+        tuple(changes.lines) if changes is not None else (),
+    )
+
+
+class _Changes:
+    """rsync's itemised lines out of its output."""
+
+    def __init__(self, on_change: Callable[[str], None] | None) -> None:
+        self.lines: list[str] = []
+        self._on_change = on_change
+        self._rest = b""
+
+    def feed(self, block: bytes) -> None:
+        lines = (self._rest + block).split(b"\n")
+        self._rest = lines.pop()
+        for raw in lines:
+            line = raw.rpartition(b"\r")[2].decode("utf-8", "surrogateescape")
+            if not _CHANGE.match(line) or " " not in line:
+                continue
+            if len(self.lines) < _CHANGES_MAX:
+                self.lines.append(line)
+            if self._on_change is not None:
+                self._on_change(line)

@@ -3,36 +3,64 @@
 The order is the promise. A session and the worker go through it like this::
 
     folder = catalogue.open(machine, source)              # chooses the volume, makes the folder
-    mode = resolve(wish, default, large_files=..., folder=folder)
-    with folder.lock():                                   # SourceBusy -> 75
-        target = mode.prepare(folder, now)                # CommitPending -> 75
-        received = mirror.pull(daemon, target, options)
+    name = resolve_mode(wish, default, large_files=..., volume_path=folder.volume.path)
+    mode = get_mode(name, environment)
+    with folder.lock() as held:                           # SourceBusy -> 75
+        target = mode.prepare(folder)                     # CommitPending -> 75
+        received = mirror.pull(daemon, target, options, hold=(held,))
         if received.usable:
-            pending = mode.freeze(folder, Frozen(...))    # durable: survives SIGKILL from here on
+            pending = mode.freeze(folder, Taken(...))     # durable: survives SIGKILL from here on
     # ... the agent may go ...
     record = commit(catalogue, folder, environment)       # worker: snapshot, syncfs, record
 
-After a crash at any point `converge(catalogue, folder)` removes or finishes what is half made.
+After a crash at any point `converge(catalogue, folder, environment)` removes or finishes what is
+half made.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from turku_core.errors import TryAgainLater, TurkuError
-from turku_core.storage.catalogue import Catalogue, Pending, Record, SourceFolder
-from turku_core.storage.mirror import Received, Target
+from turku_core.storage import programs
+from turku_core.storage.catalogue import (
+    Catalogue,
+    Condition,
+    Pending,
+    Record,
+    SourceFolder,
+    rebuilt_record,
+)
+from turku_core.storage.mirror import Outcome, Received, Target
+
+logger = logging.getLogger(__name__)
 
 MODES = ("borg", "btrfs", "link-dest", "none")
+
+_MIRRORS_OF_THEIR_OWN = ("borg", "btrfs", "none")
+_LEFT_BY_A_CRASH = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.restore-.*|\.removing-.*|_delete-.*")
 
 
 class SnapshotError(TurkuError):
     """A snapshot could not be made, opened, checked or removed; says why."""
+
+
+class FrozenStateLost(SnapshotError):
+    """What was frozen was lost in a power cut before it was committed; `pending` tells what."""
+
+    def __init__(self, message: str, pending: Pending) -> None:
+        super().__init__(message)
+        self.pending = pending
 
 
 class ModeUnavailable(SnapshotError):
@@ -41,61 +69,6 @@ class ModeUnavailable(SnapshotError):
 
 class CommitPending(TryAgainLater):
     """The last state of this source is frozen and not yet committed; its mirror must wait."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a session knows of the state it has pulled.
-
-    `taken_at` is when the session's pull began, `time_end` now. Both are aware.
-    """
-
-    taken_at: datetime
-    time_end: datetime
-    received: Received
-    path: str | None
-    retention: str | None
-
-
-class Mode(Protocol):
-    """One way to make snapshots. Methods expect the caller to hold the source's lock."""
-
-    name: str
-
-    def prepare(self, folder: SourceFolder, now: datetime) -> Target:
-        """Clear up after a crash and say where to pull to. Raises CommitPending."""
-        ...
-
-    def freeze(self, folder: SourceFolder, taken: Taken) -> Pending:
-        """Fix the pulled state durably, in little time: after it the agent may go."""
-        ...
-
-    def commit(self, folder: SourceFolder, pending: Pending) -> Record:
-        """Make the snapshot of a frozen state, again and again with the same result.
-
-        Returns the record, which the caller writes after syncing the volume.
-        """
-        ...
-
-    def list(self, folder: SourceFolder) -> Sequence[str]:
-        """Return the ids for which there is something on the volume, records or not."""
-        ...
-
-    def open_for_restore(
-        self, folder: SourceFolder, record: Record, paths: Sequence[bytes] = ()
-    ) -> AbstractContextManager[Path]:
-        """Give a folder with the snapshot's tree (at least `paths`), real metadata in fake-super's
-        xattrs; it must not be written to, and is gone after the context.
-        """
-        ...
-
-    def remove(self, folder: SourceFolder, record: Record) -> None:
-        """Remove the snapshot's data; what is gone already is no error."""
-        ...
-
-    def verify(self, folder: SourceFolder, record: Record) -> str | None:
-        """Check the snapshot's data; return what is damaged, or None."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -108,9 +81,159 @@ class Environment:
     state_folder: Path
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a session knows of the state it has pulled.
+
+    `taken_at` is when the session's pull began, `time_end` when it was over. Both are aware.
+    """
+
+    taken_at: datetime
+    time_end: datetime
+    received: Received
+    path: str | None
+    retention: str | None
+
+
+class Mode(ABC):
+    """One way to make snapshots. Methods expect the caller to hold the source's lock."""
+
+    name: ClassVar[str]
+    keeps_mirror: ClassVar[bool] = True
+    """Whether the mirror stays as it is after a commit, equal to the newest snapshot."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+
+    def prepare(self, folder: SourceFolder) -> Target:
+        """Clear up after a crash and say where to pull to. Raises CommitPending, SourceBusy."""
+        if folder.pending() is not None:
+            raise CommitPending(
+                f"Source {folder.source!r} of machine {folder.machine}: its last backup is still "
+                "being committed; try later."
+            )
+        # From here on no restore begins from the mirror; then see that none goes on.
+        state = folder.state()
+        boot_id = programs.boot_id()
+        distrust = state.unsynced_boot_id not in (None, boot_id)
+        folder.write_state(
+            dataclasses.replace(
+                state,
+                mirror_id=None,
+                mirror_taken_at=None,
+                unsynced_boot_id=state.unsynced_boot_id if distrust else boot_id,
+            )
+        )
+        with folder.unread():
+            if self.keeps_mirror and state.mirror_mode not in _MIRRORS_OF_THEIR_OWN:
+                # A tree of link-dest shares inodes with snapshots: never write into it.
+                programs.remove_tree(folder.mirror)
+            target = self._prepare(folder, distrust)
+        folder.write_state(dataclasses.replace(folder.state(), mirror_mode=self.name))
+        return target
+
+    @abstractmethod
+    def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
+        """Make ready what is pulled to; `distrust` after a power cut with unsynced data."""
+
+    def freeze(self, folder: SourceFolder, taken: Taken) -> Pending:
+        """Fix the pulled state durably, in little time: after it the agent may go."""
+        statistics = taken.received.statistics
+        snapshot = folder.new_id(taken.taken_at)
+        record = Record(
+            machine=folder.machine,
+            source=folder.source,
+            id=snapshot,
+            taken_at=taken.taken_at,
+            time_end=taken.time_end,
+            mode=self.name,
+            partial=taken.received.outcome is not Outcome.RECEIVED,
+            summary=taken.received.message,
+            path=taken.path,
+            retention=taken.retention,
+            files_total=statistics.files_total,
+            bytes_total=statistics.bytes_total,
+            bytes_stored=statistics.bytes_transferred,
+        )
+        pending = Pending(record, programs.boot_id())
+        folder.write_pending(pending)
+        self._freeze(folder, pending)
+        folder.write_state(
+            dataclasses.replace(
+                folder.state(),
+                path=taken.path,
+                retention=taken.retention,
+                mode=self.name,
+                last_session_at=taken.time_end,
+            )
+        )
+        return pending
+
+    @abstractmethod
+    def _freeze(self, folder: SourceFolder, pending: Pending) -> None:
+        """Set the pulled state apart from later pulls; nothing to do where the mirror waits."""
+
+    @abstractmethod
+    def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
+        """Say whether a state that was frozen before another boot is surely whole."""
+
+    @abstractmethod
+    def discard(self, folder: SourceFolder, pending: Pending) -> None:
+        """Give up a frozen state that was lost; what may be of use to the next pull stays."""
+
+    @abstractmethod
+    def commit(self, folder: SourceFolder, pending: Pending) -> Record:
+        """Make the snapshot of a frozen state, again and again with the same result.
+
+        Returns the record, which the caller writes after syncing the volume.
+        """
+
+    @abstractmethod
+    def list(self, folder: SourceFolder) -> Sequence[str]:
+        """Return the ids for which there is something on the volume, records or not."""
+
+    @abstractmethod
+    def open_for_restore(
+        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+    ) -> AbstractContextManager[Path]:
+        """Give a folder with the snapshot's tree (at least `paths`), metadata in fake-super's form.
+
+        It must not be written to, and is gone after the context. Paths are relative, and
+        surrogateescape'd; one that isn't there is left out.
+        """
+
+    @abstractmethod
+    def remove(self, folder: SourceFolder, record: Record) -> None:
+        """Remove the snapshot's data; what is gone already is no error."""
+
+    @abstractmethod
+    def verify(self, folder: SourceFolder, record: Record) -> str | None:
+        """Check the snapshot's data; return what is damaged, or None. Raises SnapshotError."""
+
+    @abstractmethod
+    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
+        """Return up to `count` files of the snapshot, by relative path, with their SHA-256."""
+
+    @abstractmethod
+    def tidy(self, folder: SourceFolder) -> None:
+        """Do what is due after removals; it may be begun again."""
+
+
 def get_mode(name: str, environment: Environment) -> Mode:
     """Return the mode of this name (`attic` is borg). Raises SnapshotError."""
-    raise NotImplementedError
+    # Imported here: each mode stands on the interface above.
+    from turku_core.storage.snapshots import borg, btrfs, link_dest, none
+
+    modes: dict[str, type[Mode]] = {
+        "attic": borg.Borg,
+        "borg": borg.Borg,
+        "btrfs": btrfs.Btrfs,
+        "link-dest": link_dest.LinkDest,
+        "none": none.Nothing,
+    }
+    if name not in modes:
+        raise SnapshotError(f"There is no snapshot mode {name!r}; there is {', '.join(MODES)}.")
+    return modes[name](environment)
 
 
 def resolve_mode(wish: str | None, default: str, *, large_files: bool, volume_path: Path) -> str:
@@ -120,7 +243,19 @@ def resolve_mode(wish: str | None, default: str, *, large_files: bool, volume_pa
     large_modifying_files) never go on hard-link trees: borg instead. btrfs on a volume of another
     file system raises ModeUnavailable.
     """
-    raise NotImplementedError
+    from turku_core.storage.snapshots import btrfs
+
+    name = wish or default
+    if name == "attic" or (name == "link-dest" and large_files):
+        name = "borg"
+    if name not in MODES:
+        raise SnapshotError(f"There is no snapshot mode {name!r}; there is {', '.join(MODES)}.")
+    if name == "btrfs" and not btrfs.is_btrfs(volume_path):
+        raise ModeUnavailable(
+            f"Snapshot mode btrfs was asked for, but {volume_path} isn't a btrfs file system; "
+            "choose borg or link-dest, or put the source on a btrfs volume."
+        )
+    return name
 
 
 def commit(
@@ -129,16 +264,165 @@ def commit(
     """Commit what is pending for a source: snapshot, syncfs, record, and only then return it.
 
     Takes the source's lock. None when nothing is pending. Does it all again after a crash.
-    Raises SourceBusy, SnapshotError (the pending state is kept), VolumeError.
+    Raises SourceBusy, SnapshotError (the pending state is kept), FrozenStateLost, VolumeError.
     """
-    raise NotImplementedError
+    catalogue.volumes.check(folder.volume)
+    with folder.lock(wait_seconds=wait_seconds):
+        pending = folder.pending()
+        if pending is None:
+            return None
+        mode = get_mode(pending.record.mode, environment)
+        record = _committed(catalogue, folder, pending)
+        if record is None:
+            if pending.boot_id != programs.boot_id() and not mode.survived_power_cut(
+                folder, pending
+            ):
+                _give_up(folder, mode, pending)
+            try:
+                record = mode.commit(folder, pending)
+                programs.sync_file_system(folder.volume.path)
+            except OSError as error:
+                raise SnapshotError(
+                    f"{folder.label}: snapshot {pending.record.id} could not be made: {error}."
+                ) from error
+            catalogue.write(folder, record)
+        _finish(folder, mode, record)
+        return record
+
+
+def _committed(catalogue: Catalogue, folder: SourceFolder, pending: Pending) -> Record | None:
+    """Return the record of a pending commit that was written before a crash."""
+    for found in catalogue.scan(folder):
+        written = found.condition in (Condition.COMMITTED, Condition.WITHDRAWN)
+        if written and found.record.id == pending.record.id:
+            return found.record
+    return None
+
+
+def _give_up(folder: SourceFolder, mode: Mode, pending: Pending) -> None:
+    mode.discard(folder, pending)
+    folder.clear_pending()
+    raise FrozenStateLost(
+        f"{folder.label}: the backup of {pending.record.taken_at:%Y-%m-%d %H:%M} was not on the "
+        "disk yet when this host was started again; it will be taken again.",
+        pending,
+    )
+
+
+def _finish(folder: SourceFolder, mode: Mode, record: Record) -> None:
+    """Do what comes after the record is written; a crash before the end begins this again."""
+    state = folder.state()
+    kept = mode.keeps_mirror
+    folder.write_state(
+        dataclasses.replace(
+            state,
+            mirror_id=record.id if kept else None,
+            mirror_taken_at=record.taken_at if kept else None,
+            unsynced_boot_id=None,
+        )
+    )
+    folder.clear_pending()
+    logger.info("%s: snapshot %s is committed (%s)", folder.label, record.id, record.mode)
+
+
+def remove(
+    catalogue: Catalogue, folder: SourceFolder, record: Record, environment: Environment
+) -> None:
+    """Remove a snapshot for good. The caller holds the source's lock.
+
+    First the record says that removal has begun, so that a crash leaves nothing that is listed.
+    Raises SourceBusy while it is being restored from, and SnapshotError.
+    """
+    mode = get_mode(record.mode, environment)
+    with folder.unread():
+        catalogue.write(folder, dataclasses.replace(record, removing=True))
+        try:
+            mode.remove(folder, record)
+        except OSError as error:
+            raise SnapshotError(
+                f"{folder.label}: snapshot {record.id} could not be removed: {error}."
+            ) from error
+        catalogue.forget(folder, record.id)
+    logger.info("%s: snapshot %s is removed", folder.label, record.id)
 
 
 def converge(catalogue: Catalogue, folder: SourceFolder, environment: Environment) -> list[str]:
     """Finish or remove half-made things in one source; return a sentence for each.
 
-    Leaves a pending commit for `commit`, half-pulled mirrors for the next pull; finishes removals,
-    deletes left-overs, and writes records that were lost again from what lies there.
+    Leaves a pending commit for `commit` and a half-pulled mirror for the next pull; finishes
+    removals, deletes left-overs, and writes records that were lost again from what lies there.
     Takes the source's lock. Raises SourceBusy.
     """
-    raise NotImplementedError
+    done: list[str] = []
+    with folder.lock(), folder.unread():
+        done += _remove_left_overs(folder)
+    with folder.lock():
+        done += _settle(catalogue, folder, environment)
+    for sentence in done:
+        logger.warning("%s", sentence)
+    return done
+
+
+def _remove_left_overs(folder: SourceFolder) -> list[str]:
+    done = []
+    places = {folder.snapshots} if folder.old_layout else {folder.path, folder.snapshots}
+    for place in places:
+        if not place.is_dir():
+            continue
+        for name in sorted(os.listdir(place)):
+            if _LEFT_BY_A_CRASH.fullmatch(name):
+                path = place / name
+                if path.is_dir() and not path.is_symlink():
+                    programs.remove_tree(path)
+                else:
+                    path.unlink()
+                done.append(f"{folder.label}: removed {name}, which a crash had left.")
+    return done
+
+
+def _settle(catalogue: Catalogue, folder: SourceFolder, environment: Environment) -> list[str]:
+    """Finish removals, withdraw bare mirrors that changed, and write lost records anew."""
+    done = []
+    for found in catalogue.scan(folder):
+        if found.condition is Condition.REMOVING:
+            remove(catalogue, folder, found.record, environment)
+            done.append(f"{folder.label}: finished the removal of snapshot {found.record.id}.")
+        elif found.condition is Condition.WITHDRAWN:
+            catalogue.forget(folder, found.record.id)
+            done.append(f"{folder.label}: {found.record.id} is withdrawn, its mirror has changed.")
+        elif found.condition is Condition.LOST:
+            done.append(_rewrite(catalogue, folder, found.record))
+    if not folder.old_layout and folder.repository.is_dir():
+        done += _compare_with_repository(catalogue, folder, environment)
+    return done
+
+
+def _rewrite(catalogue: Catalogue, folder: SourceFolder, record: Record) -> str:
+    file = folder.snapshots / f"{record.id}.json"
+    if file.exists():
+        file.rename(file.with_suffix(".json.broken"))
+    catalogue.write(folder, record)
+    return f"{folder.label}: wrote the record of snapshot {record.id} anew."
+
+
+def _compare_with_repository(
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    environment: Environment,
+) -> list[str]:
+    done = []
+    known = {record.id: record for record in catalogue.records(folder)[0]}
+    pending = folder.pending()
+    in_work = {pending.record.id} if pending is not None else set()
+    present = set(get_mode("borg", environment).list(folder))
+    for snapshot in sorted(present - known.keys() - in_work):
+        record = dataclasses.replace(
+            rebuilt_record(folder, snapshot), mode="borg", archive=f"{folder.source}-{snapshot}"
+        )
+        done.append(_rewrite(catalogue, folder, record))
+    for snapshot, record in known.items():
+        if record.mode == "borg" and snapshot not in present and record.damaged is None:
+            gone = dataclasses.replace(record, damaged="Its archive is gone from the repository.")
+            catalogue.write(folder, gone)
+            done.append(f"{folder.label}: the archive of snapshot {snapshot} is gone.")
+    return done

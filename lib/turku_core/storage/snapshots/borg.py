@@ -1,0 +1,306 @@
+"""Mode borg: a deduplicated archive per snapshot, in one repository per machine (borg(1), 1.2).
+
+The mirror waits while its archive is made. Extended attributes are archived, since fake-super keeps
+owners and modes in them. A machine's sources share the repository and so take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timezone
+from pathlib import Path
+from typing import Any
+
+from turku_core.configuration import ensure_private_folder
+from turku_core.storage import programs
+from turku_core.storage.catalogue import SNAPSHOT_ID, Pending, Record, SourceFolder
+from turku_core.storage.mirror import Target
+from turku_core.storage.snapshots import Mode, SnapshotError
+
+_LOCK_SECONDS = 600
+_MACHINE_LOCK_SECONDS = 6 * 3600.0
+_WARNING = 1
+_REPORTED_MAX = 600
+
+
+class Borg(Mode):
+    """Deduplicated archives."""
+
+    name = "borg"
+
+    def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
+        ensure_private_folder(folder.mirror)
+        return Target(folder.mirror, checksum=distrust)
+
+    def _freeze(self, folder: SourceFolder, pending: Pending) -> None:
+        """Do nothing: the pending commit keeps the mirror from changing."""
+
+    def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
+        """Say no: nothing was synced since it was frozen."""
+        return False
+
+    def discard(self, folder: SourceFolder, pending: Pending) -> None:
+        """Leave the mirror to the next pull, which compares it by checksum."""
+
+    def commit(self, folder: SourceFolder, pending: Pending) -> Record:
+        """Make the archive, unless a commit before a crash has made it."""
+        record = replace(pending.record, archive=archive_name(folder, pending.record.id))
+        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+            self._make_repository(folder, held)
+            command = make_create_command(folder.repository, record)
+            made = self._run(folder, command, cwd=folder.mirror, held=held)
+            if made.code > _WARNING and "already exists" in made.stderr:
+                command = ["borg", "info", "--json", *_common(), _archive(folder, record)]
+                made = self._checked(folder, command, held=held)
+                statistics = _archive_statistics(json.loads(made.stdout)["archives"][0])
+            else:
+                _check(folder, made)
+                statistics = _archive_statistics(json.loads(made.stdout)["archive"])
+        if made.code == _WARNING:
+            summary = f"{record.summary}\nborg: {_words(made)}".strip()
+            record = replace(record, partial=True, summary=summary)
+        return replace(record, **statistics)
+
+    def list(self, folder: SourceFolder) -> Sequence[str]:
+        """Return the ids of this source's archives; those of broken-off commits aren't any."""
+        if not folder.repository.is_dir():
+            return []
+        command = ["borg", "list", "--short", *_common(), os.fspath(folder.repository)]
+        listed = self._checked(folder, command)
+        stem = re.escape(folder.source)
+        pattern = re.compile(rf"{stem}-({SNAPSHOT_ID.pattern})")
+        names = listed.stdout.decode("utf-8", "surrogateescape").splitlines()
+        return sorted(found[1] for name in names if (found := pattern.fullmatch(name)))
+
+    @contextmanager
+    def open_for_restore(
+        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+    ) -> Iterator[Path]:
+        """Extract the archive beside the mirror, or as much of it as is wanted."""
+        with folder.reading():
+            place = Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.path))
+            try:
+                command = make_extract_command(folder.repository, record, paths)
+                _check(folder, self._run(folder, command, cwd=place), may_warn=bool(paths))
+                yield place
+            finally:
+                programs.remove_tree(place)
+
+    def remove(self, folder: SourceFolder, record: Record) -> None:
+        """Delete the archive; its room is freed by `tidy`."""
+        if not folder.repository.is_dir():
+            return
+        command = ["borg", "delete", *_common(), _archive(folder, record)]
+        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+            deleted = self._run(folder, command, held=held)
+        if deleted.code > _WARNING and "does not exist" not in deleted.stderr:
+            _check(folder, deleted)
+
+    def tidy(self, folder: SourceFolder) -> None:
+        """Delete checkpoints of broken-off commits of this source, and free unused room."""
+        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+            stem = re.escape(folder.source)
+            pattern = re.compile(rf"{stem}-{SNAPSHOT_ID.pattern}\.checkpoint(?:\.\d+)?")
+            command = ["borg", "list", "--short", "--consider-checkpoints", *_common()]
+            listed = self._checked(folder, [*command, os.fspath(folder.repository)], held=held)
+            names = listed.stdout.decode("utf-8", "surrogateescape").splitlines()
+            for name in names:
+                if pattern.fullmatch(name):
+                    command = ["borg", "delete", *_common(), f"{folder.repository}::{name}"]
+                    self._checked(folder, command, held=held)
+            command = ["borg", "compact", *_common(), os.fspath(folder.repository)]
+            self._checked(folder, command, held=held)
+
+    def verify(self, folder: SourceFolder, record: Record) -> str | None:
+        """Let borg check the archive, then read every byte of it against its ids."""
+        commands = [
+            make_check_command(folder.repository, record),
+            ["borg", "extract", "--dry-run", *_common(), _archive(folder, record)],
+        ]
+        for command in commands:
+            checked = self._run(folder, command)
+            if checked.code < 0 or "Failed to create/acquire the lock" in checked.stderr:
+                raise SnapshotError(f"{folder.label}: borg could not check: {_words(checked)}")
+            if checked.code != 0:
+                return f"borg {command[1]}: {_words(checked)}"
+        return None
+
+    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
+        """Draw files from the archive's list, with the digests that borg reads for them."""
+        archive = _archive(folder, record)
+        listing = ["borg", "list", "--json-lines", *_common()]
+        listed = self._checked(folder, [*listing, "--format={size}", archive])
+        chosen: _Paths = []
+        seen = 0
+        for line in listed.stdout.splitlines():
+            item = json.loads(line)
+            if item["type"] != "-":
+                continue
+            seen += 1
+            if len(chosen) < count:
+                chosen.append(item["path"])
+            elif (place := random.randrange(seen)) < count:
+                chosen[place] = item["path"]
+        if not chosen:
+            return {}
+        patterns = [f"pf:{path}" for path in chosen]
+        digests = self._checked(
+            folder, [*listing, "--format={sha256}", archive, *patterns]
+        ).stdout.splitlines()
+        return {item["path"]: item["sha256"] for item in map(json.loads, digests)}
+
+    def _make_repository(self, folder: SourceFolder, held: int) -> None:
+        """Make the machine's repository; one that a crash left half made is made again."""
+        if folder.repository.is_dir():
+            return
+        half_made = folder.repository.with_name(".borg.new")
+        programs.remove_tree(half_made)
+        command = ["borg", "init", "--encryption", "none", *_common(), os.fspath(half_made)]
+        self._checked(folder, command, held=held)
+        half_made.rename(folder.repository)
+
+    def _run(
+        self,
+        folder: SourceFolder,
+        command: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        held: int | None = None,
+    ) -> programs.Finished:
+        base = self.environment.state_folder / "borg"
+        ensure_private_folder(base)
+        return programs.run(
+            command,
+            env=make_environment(base, folder.source),
+            cwd=cwd,
+            hold=() if held is None else (held,),
+            nice=True,
+        )
+
+    def _checked(
+        self, folder: SourceFolder, command: Sequence[str], *, held: int | None = None
+    ) -> programs.Finished:
+        done = self._run(folder, command, held=held)
+        _check(folder, done)
+        return done
+
+
+_Paths = list[str]
+
+
+def make_environment(base: Path, source: str) -> dict[str, str]:
+    """Return the environment of borg: nothing is asked, and each source has its own files cache.
+
+    The cache's entries don't age when the machine's other sources are archived.
+    """
+    return {
+        "BORG_BASE_DIR": os.fspath(base),
+        "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+        "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+        "BORG_HOSTNAME_IS_UNIQUE": "yes",
+        "BORG_FILES_CACHE_SUFFIX": source,
+        "BORG_FILES_CACHE_TTL": "100",
+    }
+
+
+def make_create_command(repository: Path, record: Record) -> list[str]:
+    """Return the borg command that archives the folder it runs in.
+
+    Real owners and ACLs aren't archived, for fake-super has them in extended attributes; a
+    mirror's file that hasn't changed keeps its inode, time of change and size.
+    """
+    taken_at = record.taken_at.astimezone(timezone.utc)
+    return [
+        "borg",
+        "create",
+        "--json",
+        *_common(),
+        "--compression=lz4",
+        "--files-cache=ctime,size,inode",
+        "--noctime",
+        "--noflags",
+        "--noacls",
+        "--sparse",
+        f"--timestamp={taken_at:%Y-%m-%dT%H:%M:%S}",
+        f"{repository}::{record.archive}",
+        ".",
+    ]
+
+
+def make_extract_command(repository: Path, record: Record, paths: Sequence[str] = ()) -> list[str]:
+    """Return the borg command that extracts an archive, or some paths, into where it runs.
+
+    The folders above a path come along with their attributes and without their content.
+    """
+    patterns: list[str] = []
+    for path in paths:
+        parts = path.split("/")
+        patterns += [f"pf:{'/'.join(parts[:end])}" for end in range(1, len(parts))]
+        patterns.append(f"pp:{path}")
+    unique = list(dict.fromkeys(patterns))
+    return [
+        "borg",
+        "extract",
+        *_common(),
+        "--sparse",
+        "--numeric-ids",
+        "--noflags",
+        "--noacls",
+        f"{repository}::{record.archive}",
+        *unique,
+    ]
+
+
+def make_check_command(repository: Path, record: Record) -> list[str]:
+    """Return the borg command that checks one archive's metadata and that its chunks are there."""
+    return [
+        "borg",
+        "check",
+        "--archives-only",
+        f"--glob-archives={_glob_escaped(record.archive or '')}",
+        *_common(),
+        os.fspath(repository),
+    ]
+
+
+def archive_name(folder: SourceFolder, snapshot: str) -> str:
+    """Return the name of a snapshot's archive in the machine's repository."""
+    return f"{folder.source}-{snapshot}"
+
+
+def _glob_escaped(text: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def _common() -> list[str]:
+    return [f"--lock-wait={_LOCK_SECONDS}"]
+
+
+def _archive(folder: SourceFolder, record: Record) -> str:
+    return f"{folder.repository}::{record.archive or archive_name(folder, record.id)}"
+
+
+def _archive_statistics(archive: Mapping[str, Any]) -> dict[str, Any]:
+    counts = archive["stats"]
+    return {
+        "files_total": int(counts["nfiles"]),
+        "bytes_total": int(counts["original_size"]),
+        "bytes_stored": int(counts["deduplicated_size"]),
+    }
+
+
+def _words(done: programs.Finished) -> str:
+    return done.last_words[-_REPORTED_MAX:] or f"it ended with code {done.code}"
+
+
+def _check(folder: SourceFolder, done: programs.Finished, *, may_warn: bool = True) -> None:
+    """Raise SnapshotError for what borg calls an error (or, unless it may, a warning)."""
+    if done.code not in (0, _WARNING) or (done.code == _WARNING and not may_warn):
+        raise SnapshotError(f"{folder.label}: borg failed: {_words(done)}.")

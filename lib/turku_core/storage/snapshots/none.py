@@ -1,0 +1,86 @@
+"""Mode none: the mirror alone. Its one snapshot is withdrawn when the next pull begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from turku_core.configuration import ensure_private_folder
+from turku_core.storage import manifest, programs
+from turku_core.storage.catalogue import Pending, Record, SourceFolder
+from turku_core.storage.mirror import Target
+from turku_core.storage.snapshots import Mode, SnapshotError
+from turku_core.storage.snapshots.trees import sample_of_tree
+
+
+class Nothing(Mode):
+    """The mirror and nothing else."""
+
+    name = "none"
+
+    def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
+        ensure_private_folder(folder.mirror)
+        return Target(folder.mirror, checksum=distrust)
+
+    def _freeze(self, folder: SourceFolder, pending: Pending) -> None:
+        """Do nothing: the pending commit keeps the mirror from changing."""
+
+    def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
+        """Say no: nothing was synced since it was frozen."""
+        return False
+
+    def discard(self, folder: SourceFolder, pending: Pending) -> None:
+        """Leave the mirror to the next pull, which compares it by checksum."""
+
+    def commit(self, folder: SourceFolder, pending: Pending) -> Record:
+        """Write the mirror's checksums."""
+        listed = manifest.make(folder.mirror)
+        manifest.write(folder.manifest(pending.record.id), listed)
+        return replace(pending.record, files_total=pending.record.files_total or len(listed))
+
+    def list(self, folder: SourceFolder) -> Sequence[str]:
+        """Return the id of the mirror, when it equals a snapshot."""
+        mirror_id = folder.state().mirror_id
+        return [mirror_id] if mirror_id is not None else []
+
+    @contextmanager
+    def open_for_restore(
+        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+    ) -> Iterator[Path]:
+        """Give the mirror, if it is still what it was."""
+        with folder.reading():
+            self._check(folder, record)
+            yield folder.mirror
+
+    def remove(self, folder: SourceFolder, record: Record) -> None:
+        """Remove the mirror."""
+        if folder.state().mirror_id == record.id:
+            programs.remove_tree(folder.mirror)
+
+    def verify(self, folder: SourceFolder, record: Record) -> str | None:
+        """Compare the mirror with the checksums taken at the commit."""
+        self._check(folder, record)
+        known = manifest.read(folder.manifest(record.id))
+        try:
+            if known is None:
+                manifest.write(folder.manifest(record.id), manifest.make(folder.mirror))
+                return None
+            return manifest.compare(folder.mirror, known)
+        except OSError as error:
+            return f"It can't be read: {error}."
+
+    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
+        """Draw files from the mirror at random."""
+        return sample_of_tree(folder.mirror, count)
+
+    def tidy(self, folder: SourceFolder) -> None:
+        """Do nothing: there is only the mirror."""
+
+    def _check(self, folder: SourceFolder, record: Record) -> None:
+        if folder.state().mirror_id != record.id:
+            raise SnapshotError(
+                f"{folder.label}: {record.id} is withdrawn, because its mirror has been pulled to "
+                "since; restore the snapshot named mirror instead."
+            )

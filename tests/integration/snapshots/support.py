@@ -1,0 +1,143 @@
+"""A storage unit's catalogue in a temporary folder, and a machine's rsync daemon on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from turku_core.storage import mirror, restore
+from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.mirror import Daemon, PullOptions, Received
+from turku_core.storage.snapshots import Environment, Taken, commit, get_mode
+from turku_core.storage.volumes import Volume, Volumes
+
+MACHINE = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+DAY = timedelta(days=1)
+START = datetime(2026, 1, 5, 3, 0, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A storage unit's part that keeps snapshots."""
+
+    catalogue: Catalogue
+    environment: Environment
+    volume: Volume
+
+    def back_up(
+        self,
+        daemon: Daemon,
+        mode: str,
+        *,
+        at: datetime = START,
+        source: str = "docs",
+        options: PullOptions = PullOptions(),
+        path: str | None = None,
+        retention: str = "last 5 days, earliest of month",
+    ) -> Record:
+        """Do what a session and the worker do, and return the record."""
+        folder, received = self.receive(
+            daemon, mode, at=at, source=source, options=options, path=path, retention=retention
+        )
+        assert received.usable, received
+        record = commit(self.catalogue, folder, self.environment)
+        assert record is not None
+        return record
+
+    def receive(
+        self,
+        daemon: Daemon,
+        mode: str,
+        *,
+        at: datetime = START,
+        source: str = "docs",
+        options: PullOptions = PullOptions(),
+        path: str | None = None,
+        retention: str = "last 5 days, earliest of month",
+    ) -> tuple[SourceFolder, Received]:
+        """Do what a session does: pull and freeze."""
+        folder = self.catalogue.open(MACHINE, source)
+        maker = get_mode(mode, self.environment)
+        with folder.lock() as held:
+            target = maker.prepare(folder)
+            received = mirror.pull(daemon, target, options, hold=(held,))
+            if received.usable:
+                taken = Taken(at, at + timedelta(minutes=1), received, path, retention)
+                maker.freeze(folder, taken)
+        return folder, received
+
+    def restore(self, wanted: str, target: Path, paths: Sequence[str] = ()) -> restore.Restored:
+        """Restore to a local folder."""
+        chosen = restore.choose_snapshot(self.catalogue, MACHINE, "docs", wanted)
+        return restore.restore_to_folder(chosen, target, self.environment, paths=paths)
+
+    def ids(self) -> list[str]:
+        """Return the ids of what is listed, oldest first."""
+        return [record.id for _, record in self.catalogue.listing().records]
+
+
+def make_unit(folder: Path, volume: Path | None = None) -> Unit:
+    """Make a storage unit with one volume below `folder`."""
+    state = folder / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    place = volume or folder / "volume"
+    place.mkdir(parents=True, exist_ok=True)
+    one = Volume("one", place, high_water_pct=101.0)
+    catalogue = Catalogue(Volumes([one], state), state)
+    return Unit(catalogue, Environment(state), one)
+
+
+def free_port() -> int:
+    """Return a TCP port that is free on loopback."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(path: Path, *, writable: bool = False, module: str = "docs") -> Iterator[Daemon]:
+    """Serve a folder as a machine does: a module with a user and a password."""
+    with tempfile.TemporaryDirectory(prefix="turku-rsyncd-") as name:
+        private = Path(name)
+        port = free_port()
+        secrets = private / "secrets"
+        secrets.write_text("user:password-of-the-session\n")
+        secrets.chmod(0o600)
+        configuration = private / "rsyncd.conf"
+        identity = "uid = root\ngid = root\n" if os.geteuid() == 0 else ""
+        configuration.write_text(
+            f"address = 127.0.0.1\nport = {port}\nuse chroot = no\n{identity}"
+            f"[{module}]\npath = {path}\nread only = {'no' if writable else 'yes'}\n"
+            f"list = no\nauth users = user\nsecrets file = {secrets}\n"
+        )
+        process = subprocess.Popen(
+            ["rsync", "--daemon", "--no-detach", f"--config={configuration}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for(port)
+            yield Daemon(port, module, "user", "password-of-the-session")
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
