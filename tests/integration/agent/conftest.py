@@ -1,0 +1,44 @@
+"""A machine with an agent between a stand-in API and a stand-in storage unit; see stand_ins.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.agent.stand_ins import AgentMachine, StandInApi, StandInUnit, running
+
+
+@pytest.fixture
+def api() -> Iterator[StandInApi]:
+    stand_in = StandInApi()
+    try:
+        yield stand_in
+    finally:
+        stand_in.stop()
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Iterator[StandInUnit]:
+    with running(StandInUnit(tmp_path / "unit")) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def machine(tmp_path: Path, api: StandInApi, unit: StandInUnit) -> AgentMachine:
+    """A machine that is registered and has no source yet."""
+    agent = AgentMachine(tmp_path / "machine", api, unit)
+    agent.register()
+    return agent
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small tree to back up."""
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a").write_text("alpha")
+    (folder / "sub/b").write_text("beta")
+    (folder / "link").symlink_to("/etc/hostname")
+    return folder

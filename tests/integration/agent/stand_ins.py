@@ -1,0 +1,403 @@
+"""Stand-ins for the two sides that an agent talks to, for the agent's own tests.
+
+`StandInApi` answers v1 calls with what a test puts into it, over real HTTP. `StandInUnit` is a
+storage unit behind a real sshd: a forced command that speaks the SSH session protocol and really
+pulls and pushes with rsync, but keeps no snapshots by itself. The end-to-end tests use the real
+ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+_DEADLINE_SECONDS = 20.0
+
+FORCED_COMMAND = '''
+"""A stand-in for a storage unit's forced command; see stand_ins.py."""
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+lines = []
+for line in sys.stdin:
+    if line.strip() == ".":
+        break
+    lines.append(line)
+request = json.loads("".join(lines))
+with (folder / "requests").open("a") as file:
+    file.write(json.dumps(request) + "\\n")
+behaviour = json.loads((folder / "behaviour.json").read_text())
+(folder / "pid").write_text(str(os.getpid()))
+
+def say(**event):
+    text = json.dumps(event) if behaviour["events"] else str(event.get("message", ""))
+    print(text, flush=True)
+
+def rsync(login, *arguments):
+    environment = dict(os.environ, RSYNC_PASSWORD=login["password"])
+    command = ["rsync", "-aHAX", "--numeric-ids", "--timeout=60", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+def url(login, module):
+    return f"rsync://{login['username']}@127.0.0.1:{request['port']}/{module}/"
+
+print(behaviour.get("stderr", ""), file=sys.stderr, end="", flush=True)
+code = behaviour["exit_code"]
+if behaviour["hang"]:
+    say(event="message", message="hanging")
+    time.sleep(3600)
+if request["action"] == "checkin" and not behaviour["idle"]:
+    for name, login in request["sources"].items():
+        target = folder / "mirrors" / name
+        target.mkdir(parents=True, exist_ok=True)
+        done = rsync(login, *behaviour["pull_options"], url(login, name), f"{target}/")
+        (folder / "rsync.log").open("a").write(done.stdout + done.stderr)
+        say(event="progress", source=name, bytes=1, percent=50)
+        outcome = {0: "received", 23: "partial", 24: "partial"}.get(done.returncode, "failed")
+        outcome = behaviour["outcomes"].get(name, outcome)
+        say(event="source", source=name, outcome=outcome, message=done.stderr.strip()[-200:])
+if request["action"] == "list":
+    say(event="snapshots", snapshots=behaviour["snapshots"])
+if request["action"] == "restore" and "restore" not in request:
+    say(event="message", message=f"rsync -a SNAPSHOT/ port {request['port']}")
+    sys.stdin.read()
+    (folder / "restore-ended").write_text("")
+if request["action"] == "restore" and "restore" in request:
+    wish = request["restore"]
+    login = request["sources"]["turku-restore"]
+    source = folder / "snapshots" / wish["snapshot"]
+    options = ["--checksum"] * wish["checksum"] + ["-n", "-i"] * wish["dry_run"] + ["--relative"]
+    paths = [f"{source}/./{path}" for path in wish["paths"] or [""]]
+    done = rsync(login, *options, *paths, url(login, "turku-restore"))
+    for line in done.stdout.splitlines() if wish["dry_run"] else []:
+        say(event="change", message=line)
+    code = code or (1 if done.returncode else 0)
+    say(event="result", ok=not done.returncode, message=done.stderr.strip(), files=3, bytes=99)
+sys.exit(code)
+'''
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Any, what: str, seconds: float = _DEADLINE_SECONDS) -> None:
+    """Wait until `condition()` is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; a zombie doesn't."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+class StandInUnit:
+    """A storage unit's SSH side: a real sshd with a key and port of its own.
+
+    Attributes:
+        folder: Where it keeps what it pulled (``mirrors``), what it was asked (``requests``), and
+            the trees it restores (``snapshots``).
+    """
+
+    def __init__(self, folder: Path, name: str = "unit-0") -> None:
+        self.folder = folder
+        self.name = name
+        self.port = free_port()
+        self.daemon: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+        self.behave()
+        (folder / "forced.py").write_text(FORCED_COMMAND)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")],
+            check=True,
+        )
+
+    def behave(self, **behaviour: Any) -> None:
+        """Say how the forced command is to behave."""
+        known = {
+            "events": True,
+            "exit_code": 0,
+            "hang": False,
+            "idle": False,
+            "outcomes": {},
+            "pull_options": [],
+            "snapshots": [],
+            "stderr": "",
+        }
+        (self.folder / "behaviour.json").write_text(json.dumps({**known, **behaviour}))
+
+    @property
+    def host_key(self) -> str:
+        """The public host key's line."""
+        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+
+    def address(self, **changes: Any) -> dict[str, Any]:
+        """Return the ``storage`` of a SOURCE, as the API answers it."""
+        return {
+            "name": self.name,
+            "ssh_ping_host": "127.0.0.1",
+            "ssh_ping_host_keys": [self.host_key],
+            "ssh_ping_port": self.port,
+            "ssh_ping_user": getpass.getuser(),
+            **changes,
+        }
+
+    def authorize(self, public_key: str, *, forwarding: bool = True) -> None:
+        """Let a machine in."""
+        command = shlex.join([sys.executable, str(self.folder / "forced.py"), str(self.folder)])
+        options = ["restrict", f'command="{command}"']
+        if forwarding:
+            options += ["port-forwarding", 'permitlisten="localhost:*"']
+        (self.folder / "authorized_keys").write_text(f"{','.join(options)} {public_key}\n")
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return what agents asked, session by session."""
+        path = self.folder / "requests"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def start(self) -> None:
+        """Start sshd."""
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        configuration = self.folder / "sshd_config"
+        configuration.write_text(
+            textwrap.dedent(
+                f"""\
+                Port {self.port}
+                ListenAddress 127.0.0.1
+                HostKey {self.folder / "host_key"}
+                AuthorizedKeysFile {self.folder / "authorized_keys"}
+                PidFile none
+                StrictModes no
+                UsePAM no
+                PermitRootLogin yes
+                PasswordAuthentication no
+                AllowTcpForwarding remote
+                AllowStreamLocalForwarding no
+                """
+            )
+        )
+        with (self.folder / "sshd.log").open("ab") as log:
+            self.daemon = subprocess.Popen(
+                ["/usr/sbin/sshd", "-D", "-e", "-f", str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        wait_until(self._answers, "sshd answers")
+
+    def _answers(self) -> bool:
+        assert self.daemon is not None and self.daemon.poll() is None, "sshd ended"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        """End sshd and the forced command of a session that hangs."""
+        if self.daemon is not None:
+            self.daemon.terminate()
+            self.daemon.wait()
+        pid = self.folder / "pid"
+        if pid.exists():
+            number = int(pid.read_text())
+            with contextlib.suppress(OSError):
+                if str(self.folder).encode() in Path(f"/proc/{number}/cmdline").read_bytes():
+                    os.kill(number, 9)
+
+
+class StandInApi:
+    """An API that answers what a test puts into it.
+
+    Attributes:
+        answers: The answer to each call; a number is answered as that HTTP status.
+        requests: The calls that came, with their bodies.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {
+            "health": {"healthy": True},
+            "update_config": {},
+            "agent_ping_checkin": {"machine": {"scheduled_sources": {}}},
+            "agent_ping_restore": {"machine": {"sources": {}}},
+        }
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                name = self.path.rpartition("/")[2]
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                api.requests.append((name, json.loads(body)))
+                answer = api.answers[name]
+                if callable(answer):
+                    answer = answer()
+                status = answer if isinstance(answer, int) else 200
+                content = json.dumps({} if isinstance(answer, int) else answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: Any) -> None:
+                """Keep the tests' output calm."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def calls(self, name: str) -> list[dict[str, Any]]:
+        """Return the bodies of all calls of one name."""
+        return [body for each, body in self.requests if each == name]
+
+    def stop(self) -> None:
+        """End the server."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+class AgentMachine:
+    """A machine with an agent, its whole state below one root."""
+
+    def __init__(self, root: Path, api: StandInApi, unit: StandInUnit) -> None:
+        self.root = root
+        self.api = api
+        self.unit = unit
+        self.state = root / "var/lib/turku-agent"
+        self.run_folder = root / "run/turku-agent"
+        self.configure(
+            api_url=api.url,
+            api_auth_name="fleet",
+            api_auth_secret="a-registration-secret",
+            unit_name="machine/0",
+        )
+
+    def configure(self, **settings: Any) -> None:
+        """Write the configuration."""
+        folder = self.root / "etc/turku-agent/config.d"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "10-test.json").write_text(json.dumps(settings))
+
+    def add_source(self, name: str, path: Path | str, **settings: Any) -> None:
+        """Drop a source into sources.d, and let the API hand it out from now on."""
+        folder = self.root / "etc/turku-agent/sources.d"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({name: {"path": str(path), **settings}})
+        (folder / f"{name}.json").write_text(text)
+        announced = {
+            "path": str(path),
+            "filter": settings.get("filter", []),
+            "exclude": settings.get("exclude", []),
+            "storage": self.unit.address(),
+        }
+        self.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"][name] = announced
+        self.api.answers["agent_ping_restore"]["machine"]["sources"][name] = announced
+
+    @property
+    def uuid(self) -> str:
+        """The machine's UUID."""
+        identity = json.loads((self.state / "config.d/identity.json").read_text())
+        uuid: str = identity["machine_uuid"]
+        return uuid
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """Return the command line of one of the agent's programs."""
+        program = Path(sys.executable).with_name(name)
+        return [str(program), "--root", str(self.root), *arguments]
+
+    def run(self, name: str, *arguments: str, **environment: str) -> Finished:
+        """Run one of the agent's programs."""
+        done = subprocess.run(
+            self.command(name, *arguments),
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=90,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start one of the agent's programs and return at once."""
+        return subprocess.Popen(
+            self.command(name, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def register(self) -> None:
+        """Make the identity, and let it into the storage unit."""
+        done = self.run("turku-update-config")
+        assert done.code == 0, done
+        self.unit.authorize((self.state / "ssh_key.pub").read_text().strip())
+
+    def children(self) -> list[int]:
+        """Return every process that works in a session's folder: ssh, rsync and theirs."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if os.readlink(entry / "cwd").startswith(str(self.run_folder)):
+                        found.append(int(entry.name))
+        return [pid for pid in found if is_alive(pid)]
+
+    def leftovers(self) -> list[str]:
+        """Return what is in the folder of sessions beside its lock."""
+        folder = self.run_folder / "sessions"
+        return sorted(p.name for p in folder.iterdir() if p.name != ".lock") if folder.exists() else []
+
+
+class Finished:
+    """What a program did."""
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        self.code = code
+        self.output = output
+        self.errors = errors
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.output}\n{self.errors}"
+
+
+@contextlib.contextmanager
+def running(unit: StandInUnit) -> Iterator[StandInUnit]:
+    """Run a storage unit's sshd as long as the block."""
+    unit.start()
+    try:
+        yield unit
+    finally:
+        unit.stop()
