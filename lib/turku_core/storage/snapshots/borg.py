@@ -20,7 +20,7 @@ from typing import Any
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import programs
-from turku_core.storage.catalogue import SNAPSHOT_ID, Pending, Record, SourceFolder
+from turku_core.storage.catalogue import MIRROR, SNAPSHOT_ID, Pending, Record, SourceFolder
 from turku_core.storage.mirror import Target
 from turku_core.storage.snapshots import Mode, SnapshotError
 
@@ -55,7 +55,7 @@ class Borg(Mode):
         with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
             self._make_repository(folder, held)
             command = make_create_command(folder.repository, record)
-            made = self._run(folder, command, cwd=folder.mirror, held=held)
+            made = self._run(folder, command, cwd=folder.path, held=held)
             if made.code > _WARNING and "already exists" in made.stderr:
                 command = ["borg", "info", "--json", *_common(), _archive(folder, record)]
                 made = self._checked(folder, command, held=held)
@@ -89,7 +89,7 @@ class Borg(Mode):
             try:
                 command = make_extract_command(folder.repository, record, paths)
                 _check(folder, self._run(folder, command, cwd=place), may_warn=bool(paths))
-                yield place
+                yield place / MIRROR
             finally:
                 programs.remove_tree(place)
 
@@ -154,7 +154,8 @@ class Borg(Mode):
         digests = self._checked(
             folder, [*listing, "--format={sha256}", archive, *patterns]
         ).stdout.splitlines()
-        return {item["path"]: item["sha256"] for item in map(json.loads, digests)}
+        items = [json.loads(line) for line in digests]
+        return {item["path"].removeprefix(f"{MIRROR}/"): item["sha256"] for item in items}
 
     def _make_repository(self, folder: SourceFolder, held: int) -> None:
         """Make the machine's repository; one that a crash left half made is made again."""
@@ -211,7 +212,10 @@ def make_environment(base: Path, source: str) -> dict[str, str]:
 
 
 def make_create_command(repository: Path, record: Record) -> list[str]:
-    """Return the borg command that archives the folder it runs in.
+    """Return the borg command that archives the mirror in the folder it runs in.
+
+    The mirror's name is part of the archived paths, because borg doesn't restore the attributes of
+    the folder it extracts into.
 
     Real owners and ACLs aren't archived, for fake-super has them in extended attributes; a
     mirror's file that hasn't changed keeps its inode, time of change and size.
@@ -230,7 +234,7 @@ def make_create_command(repository: Path, record: Record) -> list[str]:
         "--sparse",
         f"--timestamp={taken_at:%Y-%m-%dT%H:%M:%S}",
         f"{repository}::{record.archive}",
-        ".",
+        MIRROR,
     ]
 
 
@@ -241,9 +245,9 @@ def make_extract_command(repository: Path, record: Record, paths: Sequence[str] 
     """
     patterns: list[str] = []
     for path in paths:
-        parts = path.split("/")
+        parts = [MIRROR, *path.split("/")]
         patterns += [f"pf:{'/'.join(parts[:end])}" for end in range(1, len(parts))]
-        patterns.append(f"pp:{path}")
+        patterns.append(f"pp:{MIRROR}/{path}")
     unique = list(dict.fromkeys(patterns))
     return [
         "borg",
