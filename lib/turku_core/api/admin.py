@@ -61,6 +61,7 @@ class ReadOnlyAdmin(AnyAdmin):
 
     list_per_page = 100
     show_full_result_count = False
+    editable_fields: tuple[str, ...] = ()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Refuse: rows come from machines and storage units."""
@@ -70,21 +71,30 @@ class ReadOnlyAdmin(AnyAdmin):
         """Refuse: history must not vanish."""
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        """Let the fields that a class names be edited; without any, a page has no Save button."""
+        return bool(self.editable_fields) and super().has_change_permission(request, obj)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Let those use the actions who were given the permission to change."""
+        return super().has_change_permission(request)
+
     def get_readonly_fields(
         self, request: HttpRequest, obj: Model | None = None
     ) -> list[str] | tuple[Any, ...]:
         """Return every field but those that the class lets an operator edit."""
-        editable = getattr(self, "editable_fields", ())
-        fields = [
-            field.name
-            for field in self.opts.get_fields()
-            if getattr(field, "concrete", False) and not field.auto_created
-        ]
-        return [name for name in fields if name not in editable]
+        return [name for name in self._shown_fields() if name not in self.editable_fields]
 
-    def get_exclude(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        """Never show the hash of a secret."""
-        return ("secret_hash",)
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
+        """Return every field but the hash of a secret, in the order of the model."""
+        return self._shown_fields()
+
+    def _shown_fields(self) -> list[str]:
+        return [
+            field.name
+            for field in self.opts.concrete_fields
+            if not field.primary_key and field.name != "secret_hash"
+        ]
 
     def do_for_each(
         self, request: HttpRequest, chosen: Iterable[Any], done: str, operation: Any
@@ -204,18 +214,18 @@ class MachineAdmin(ReadOnlyAdmin):
         """Return a link to its backups."""
         return _link(Backup, {"machine__id__exact": machine.pk}, "backups")
 
-    @admin.action(description="Pause: no more backups until resumed")
+    @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Pause machines."""
         self.do_for_each(request, chosen, "paused", Machine.pause)
 
-    @admin.action(description="Resume")
+    @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Resume machines."""
         now = clock.now()
         self.do_for_each(request, chosen, "resumed", lambda machine: machine.resume(now))
 
-    @admin.action(description="Back up all sources now")
+    @admin.action(description="Back up all sources now", permissions=["operate"])
     def backup_now(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Make all their sources due."""
         now = clock.now()
@@ -226,19 +236,23 @@ class MachineAdmin(ReadOnlyAdmin):
             lambda machine: operations.request_backups(machine, (), now),
         )
 
-    @admin.action(description="Retire: gone for good, backups are kept")
+    @admin.action(description="Retire: gone for good, backups are kept", permissions=["operate"])
     def retire(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Retire machines."""
         now = clock.now()
         self.do_for_each(request, chosen, "retired", lambda machine: machine.retire(now))
 
-    @admin.action(description="Reinstate: take back what was retired or disabled")
+    @admin.action(
+        description="Reinstate: take back what was retired or disabled", permissions=["operate"]
+    )
     def reinstate(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Take machines back."""
         now = clock.now()
         self.do_for_each(request, chosen, "reinstated", lambda machine: machine.reinstate(now))
 
-    @admin.action(description="Let another machine restore this one's backups…")
+    @admin.action(
+        description="Let another machine restore this one's backups…", permissions=["operate"]
+    )
     def allow_restore(self, request: HttpRequest, chosen: QuerySet[Machine]) -> HttpResponse | None:
         """Go to the form of a restore grant, with the machine filled in."""
         if chosen.count() != 1:
@@ -294,7 +308,6 @@ class SourceAdmin(ReadOnlyAdmin):
         "name",
         "state",
         "attention",
-        "frequency",
         "storage",
         "last_success_at",
         "next_due_at",
@@ -327,18 +340,18 @@ class SourceAdmin(ReadOnlyAdmin):
             return "–"
         return format_html("<b>{}</b>: {}", behind.kind.value, behind.reason)
 
-    @admin.action(description="Pause: no more backups until resumed")
+    @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
         """Pause sources."""
         self.do_for_each(request, chosen, "paused", Source.pause)
 
-    @admin.action(description="Resume")
+    @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
         """Resume sources."""
         now = clock.now()
         self.do_for_each(request, chosen, "resumed", lambda source: source.resume(now))
 
-    @admin.action(description="Back up now")
+    @admin.action(description="Back up now", permissions=["operate"])
     def backup_now(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
         """Make sources due."""
         now = clock.now()
@@ -386,29 +399,29 @@ class StorageUnitAdmin(ReadOnlyAdmin):
     @admin.display(description="used")
     def used(self, unit: StorageUnit) -> str:
         """Return how full it is."""
-        return f"{used_percent(unit):.0f} %"
+        return f"{used_percent(unit):.0f}\N{NO-BREAK SPACE}%"
 
     @admin.display(description="available", ordering="space_available")
     def available(self, unit: StorageUnit) -> str | None:
         """Return the free space."""
-        return human_size(unit.space_available * MIB)
+        return _unbroken(human_size(unit.space_available * MIB))
 
     @admin.display(description="total", ordering="space_total")
     def total(self, unit: StorageUnit) -> str | None:
         """Return the whole space."""
-        return human_size(unit.space_total * MIB)
+        return _unbroken(human_size(unit.space_total * MIB))
 
     @admin.display(description="sources", ordering="sources_published")
     def source_count(self, unit: Any) -> str:
         """Return how many sources are kept here, as a link to them."""
         return _link(Source, {"storage__id__exact": unit.pk}, unit.sources_published)
 
-    @admin.action(description="Pause: no more backups here until resumed")
+    @admin.action(description="Pause: no more backups here until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[StorageUnit]) -> None:
         """Pause storage units."""
         self.do_for_each(request, chosen, "paused", StorageUnit.pause)
 
-    @admin.action(description="Resume")
+    @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[StorageUnit]) -> None:
         """Resume storage units."""
         self.do_for_each(request, chosen, "resumed", StorageUnit.resume)
@@ -443,7 +456,6 @@ class BackupAdmin(ReadOnlyAdmin):
         "took",
         "stored",
         "storage_name",
-        "snapshot",
         "what",
     )
     list_filter = ("outcome", "time_begin", SourceOfRecordFilter)
@@ -464,12 +476,12 @@ class BackupAdmin(ReadOnlyAdmin):
     @admin.display(description="took")
     def took(self, backup: Backup) -> str | None:
         """Return how long it took."""
-        return human_duration(backup.time_end - backup.time_begin)
+        return _unbroken(human_duration(backup.time_end - backup.time_begin))
 
     @admin.display(description="stored", ordering="bytes_stored")
     def stored(self, backup: Backup) -> str | None:
         """Return what it added to the volume."""
-        return human_size(backup.bytes_stored)
+        return _unbroken(human_size(backup.bytes_stored))
 
     @admin.display(description="summary")
     def what(self, backup: Backup) -> str:
@@ -499,7 +511,7 @@ class SnapshotAdmin(ReadOnlyAdmin):
     @admin.display(description="stored", ordering="bytes_stored")
     def stored(self, snapshot: Snapshot) -> str | None:
         """Return what it takes up on the volume."""
-        return human_size(snapshot.bytes_stored)
+        return _unbroken(human_size(snapshot.bytes_stored))
 
 
 @admin.register(RegistrationKey)
@@ -525,7 +537,7 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Let those add keys who were given the permission."""
-        return admin.ModelAdmin.has_add_permission(self, request)
+        return AnyAdmin.has_add_permission(self, request)
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: Model | None = None
@@ -567,7 +579,7 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
         """Answer with the secret: it goes through no cookie, session or redirect."""
         return self._show_secret(request, obj, obj.secret_shown_once)
 
-    @admin.action(description="Disable: let nothing new in")
+    @admin.action(description="Disable: let nothing new in", permissions=["operate"])
     def disable(self, request: HttpRequest, chosen: QuerySet[RegistrationKey]) -> None:
         """Disable keys; what registered with them goes on working."""
         now = clock.now()
@@ -575,7 +587,7 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
             request, chosen, "disabled", lambda key: key.disable(with_machines=False, now=now)
         )
 
-    @admin.action(description="Disable, and all that registered with it")
+    @admin.action(description="Disable, and all that registered with it", permissions=["operate"])
     def disable_with_machines(
         self, request: HttpRequest, chosen: QuerySet[RegistrationKey]
     ) -> None:
@@ -588,12 +600,12 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
             lambda key: key.disable(with_machines=True, now=now),
         )
 
-    @admin.action(description="Enable: let newcomers in again")
+    @admin.action(description="Enable: let newcomers in again", permissions=["operate"])
     def enable(self, request: HttpRequest, chosen: QuerySet[RegistrationKey]) -> None:
         """Enable keys."""
         self.do_for_each(request, chosen, "enabled", RegistrationKey.enable)
 
-    @admin.action(description="Rotate: a new secret, shown once")
+    @admin.action(description="Rotate: a new secret, shown once", permissions=["operate"])
     def rotate(
         self, request: HttpRequest, chosen: QuerySet[RegistrationKey]
     ) -> HttpResponse | None:
@@ -634,6 +646,7 @@ class RestoreGrantForm(AnyForm):
     class Meta:
         model = RestoreGrant
         fields = ("machine", "from_machine")
+        labels = {"machine": "Who may restore", "from_machine": "Whose backups"}
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -661,7 +674,7 @@ class RestoreGrantAdmin(ReadOnlyAdmin):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Let those add grants who were given the permission."""
-        return admin.ModelAdmin.has_add_permission(self, request)
+        return AnyAdmin.has_add_permission(self, request)
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: Model | None = None
@@ -705,7 +718,7 @@ class RestoreGrantAdmin(ReadOnlyAdmin):
         )
         obj.pk, obj.until = grant.pk, grant.until
 
-    @admin.action(description="End at once")
+    @admin.action(description="End at once", permissions=["operate"])
     def revoke(self, request: HttpRequest, chosen: QuerySet[RestoreGrant]) -> None:
         """End grants."""
         now = clock.now()
@@ -752,6 +765,11 @@ class FilterSetAdmin(AnyAdmin):
         """Let a set be deleted that nothing uses."""
         allowed = super().has_delete_permission(request, obj)
         return allowed and (obj is None or not operations.users_of_filter_set(obj.name))
+
+
+def _unbroken(text: str | None) -> str | None:
+    """Keep a number and its unit on one line."""
+    return None if text is None else text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _link(model: type[Model], query: dict[str, Any], text: object) -> str:

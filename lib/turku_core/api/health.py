@@ -114,7 +114,7 @@ def render(health: Health) -> str:
     state = health.state
     trouble = [check for check in health.checks if check.problems]
     if trouble:
-        words = [f"{len(check.problems)} {check.noun}" for check in trouble]
+        words = [f"{check.noun}: {len(check.problems)}" for check in trouble]
     else:
         words = [f"{health.counts['sources']} sources of {health.counts['machines']} machines"]
         if health.counts["paused"]:
@@ -152,7 +152,7 @@ def _lines(check: Check) -> Iterable[str]:
     for problem in worst_first[:LINES_MAX]:
         yield _plain(f"{problem.state.name} {check.name}: {problem.about}: {problem.sentence}")
     if len(worst_first) > LINES_MAX:
-        yield f"... and {len(worst_first) - LINES_MAX} more {check.noun}"
+        yield f"... {check.noun}, {len(worst_first) - LINES_MAX} more"
 
 
 def _plain(text: str) -> str:
@@ -171,7 +171,7 @@ def _check_behind(kind: Kind, behind: Sequence[Behind], now: datetime) -> Check:
         for each in behind
         if each.kind is kind
     )
-    return Check(kind.value, f"sources {kind.value}", problems)
+    return Check(kind.value, f"{kind.value} sources", problems)
 
 
 def _check_storage_seen(units: Sequence[StorageUnit], now: datetime) -> Check:
@@ -201,7 +201,7 @@ def _check_space(units: Sequence[StorageUnit]) -> Check:
             state = State.CRITICAL if used >= SPACE_CRITICAL_PERCENT else State.WARNING
             sentence = f"{used:.0f} % full: it takes no new sources. Add space or a storage unit."
             problems.append(Problem(state, unit.name, sentence))
-    return Check("storage_full", "storage units nearly full", tuple(problems))
+    return Check("storage_full", "full storage units", tuple(problems))
 
 
 def _check_snapshots(now: datetime) -> Check:
@@ -225,7 +225,7 @@ def _check_snapshots(now: datetime) -> Check:
             proven = human_time(snapshot.proven_at) or "never"
             why = f"Last proven {proven}: look at turku-storage-worker on {snapshot.storage_name}."
             problems.append(Problem(State.WARNING, str(snapshot), why))
-    return Check("unproven", "snapshots damaged or unproven", tuple(problems))
+    return Check("unproven", "damaged or unproven snapshots", tuple(problems))
 
 
 def _check_machines_seen(now: datetime) -> Check:

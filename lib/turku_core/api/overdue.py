@@ -154,6 +154,7 @@ def _examine(source: Source, last_success: datetime | None, now: datetime) -> Be
     since = schedule.next_due(key, max(success, counted_from)) if success else counted_from
     failed_at = source.last_failure_at
     if source.failures and failed_at and (success is None or failed_at > success):
+        since = min(since, failed_at)
         return Behind(source, Kind.FAILING, since, last_success, _failure(source))
     if source.lease_until is not None and source.lease_until > now:
         return None
@@ -169,7 +170,7 @@ def _examine(source: Source, last_success: datetime | None, now: datetime) -> Be
 def _failure(source: Source) -> str:
     times = "time" if source.failures == 1 else "times"
     summary: str = getattr(source, "last_failure", None) or "no reason was given"
-    return f"It failed {source.failures} {times}: {first_line(summary)}"
+    return f"It failed {source.failures} {times}: {first_line(summary).rstrip('.')}."
 
 
 def _reason(source: Source, now: datetime) -> str:

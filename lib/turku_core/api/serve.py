@@ -2,8 +2,8 @@
 
 The application is loaded once and then forked, so that several worker processes share its memory.
 Each worker answers in threads: a client that is slow, or whose TLS handshake is, holds one of
-them and not the worker. (Measured on two cores with idle check-ins, see
-docs/reference/api-configuration.md: threads cost a few percent against one request at a time.)
+them and not the worker. That costs about a tenth of the idle check-ins a second, of which there
+are plenty: docs/reference/api-configuration.md has the numbers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ServeOptions:
         listen: ``HOST:PORT``, an IPv6 address in brackets; port 0 takes a free one.
         certificate: The PEM file of the server's certificate and its chain; none: plain HTTP.
         key: The PEM file of its private key.
-        workers: Worker processes; 0: one for each core.
+        workers: Worker processes; 0: one for each core and one more.
         trusted_proxies: Addresses or networks whose word on HTTPS (``X-Forwarded-Proto``) counts.
     """
 
@@ -118,7 +118,7 @@ def make_gunicorn_settings(options: ServeOptions, cores: int) -> dict[str, Any]:
     """
     return {
         "bind": [options.listen],
-        "workers": options.workers or min(max(cores, 1), WORKERS_MAX),
+        "workers": options.workers or min(cores + 1, WORKERS_MAX),
         "worker_class": "gthread",
         "threads": THREADS,
         "preload_app": True,
