@@ -53,7 +53,7 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 DAYS_TO_SPREAD_OVER = {"weekly": 7, "monthly": 28}
 
 # No moment lies in the last part of a window, or a machine that asks every five minutes would
-# often ask too late: a quarter of an hour, or a quarter of a window shorter than an hour.
+# often ask too late: a quarter of an hour, or half of a window shorter than half an hour.
 LONGEST_ROOM_AT_THE_END = 15 * 60
 
 FIRST_PAUSE = timedelta(minutes=5)
@@ -139,7 +139,7 @@ def _hash(*words: object) -> int:
 
 def _room_for_moments(seconds: int) -> int:
     """How many seconds of a window of that length can be somebody's moment."""
-    return seconds - min(LONGEST_ROOM_AT_THE_END, seconds // 4)
+    return seconds - min(LONGEST_ROOM_AT_THE_END, seconds // 2)
 
 
 def _part_of(interval: Interval, seconds: int, of: int) -> datetime:
