@@ -57,7 +57,7 @@ def serve(root: Path, machine: str, clock: Callable[[], datetime]) -> int:
             session = _make_session(root, uuid, request, voice, lifeline, clock)
             logger.info("machine %s: session for %s begins", uuid, request.action)
             code = _ACTIONS[request.action](session)
-        except TurkuError as error:
+        except (TurkuError, fields.FieldError) as error:
             code = _refuse(voice, uuid, error)
         except Exception as error:
             logger.exception("machine %s: unexpected error", uuid)
@@ -98,7 +98,7 @@ def _make_session(
     )
 
 
-def _refuse(voice: Voice, machine: str, error: TurkuError) -> int:
+def _refuse(voice: Voice, machine: str, error: TurkuError | fields.FieldError) -> int:
     """Say why the session ends; what is wrong with this unit's own files is only logged."""
     logger.error("machine %s: %s", machine, error)
     if isinstance(error, ConfigurationError):
@@ -107,7 +107,9 @@ def _refuse(voice: Voice, machine: str, error: TurkuError) -> int:
         )
     else:
         voice.result(ok=False, message=str(error))
-    return FAILED if error.exit_code == BAD_USAGE else error.exit_code
+    if isinstance(error, fields.FieldError) or error.exit_code == BAD_USAGE:
+        return FAILED
+    return error.exit_code
 
 
 def set_up_logging(paths: Paths) -> None:

@@ -23,6 +23,7 @@ from turku_core.protocol.client import Client
 from turku_core.protocol.messages import AssignedMachine, RunningSession, StorageConfig
 from turku_core.storage import authorized_keys
 from turku_core.storage.catalogue import Catalogue, readable_name
+from turku_core.storage.privileges import find_owner
 from turku_core.storage.settings import Paths, Settings, read_host_keys
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def make_request(
     config = StorageConfig(
         ssh_ping_host=settings.ssh_ping_host,
         ssh_ping_port=settings.ssh_ping_port,
-        ssh_ping_user=settings.ssh_ping_user or settings.paths.user,
+        ssh_ping_user=settings.ssh_ping_user or find_owner(settings.paths).name,
         ssh_ping_host_keys=settings.ssh_ping_host_keys or read_host_keys(),
         space_total=space_mib[0],
         space_available=space_mib[1],

@@ -81,6 +81,10 @@ class Spool:
         """Return how many reports the API doesn't have yet."""
         return len(self._paths())
 
+    def refused(self) -> int:
+        """Return how many reports the API has not accepted, and an operator not removed."""
+        return len(_numbered(self._folder / REFUSED_FOLDER))
+
     def flush(
         self,
         client: Client,

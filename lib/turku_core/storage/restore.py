@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,7 +71,6 @@ class Manner:
     checksum: bool = False
     itemise: bool = False
     progress: bool = False
-    bwlimit: str | None = None
 
 
 def choose_snapshot(catalogue: Catalogue, machine: str, source: str, wanted: str) -> Chosen:
@@ -214,8 +213,6 @@ def _make_command(manner: Manner, *, selected: bool) -> list[str]:
         command.append("--checksum")
     if manner.itemise:
         command += ["--out-format=%i %n%L", "--8-bit-output"]
-    if manner.bwlimit:
-        command.append(f"--bwlimit={manner.bwlimit}")
     if selected:
         command += ["--recursive", "--files-from=-", "--from0"]
     return command
@@ -227,7 +224,8 @@ def push(
     environment: Environment,
     *,
     paths: Sequence[str] = (),
-    manner: Manner = Manner(),
+    dry_run: bool = False,
+    checksum: bool = False,
     on_progress: Callable[[int, float | None], None] | None = None,
     on_change: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -239,7 +237,12 @@ def push(
     Nothing is deleted. Raises NoSuchSnapshot for a path that isn't in the snapshot.
     """
     wanted = wanted_paths(chosen, paths)
-    manner = _settled(manner, on_progress, on_change)
+    manner = Manner(
+        dry_run=dry_run,
+        checksum=checksum,
+        itemise=dry_run or on_change is not None,
+        progress=on_progress is not None,
+    )
     with open_snapshot(chosen, environment, wanted) as tree:
         _check_paths(chosen, tree, wanted)
         command = make_push_command(tree, daemon, manner, selected=bool(wanted))
@@ -260,22 +263,32 @@ def restore_to_folder(
     environment: Environment,
     *,
     paths: Sequence[str] = (),
-    manner: Manner = Manner(),
+    dry_run: bool = False,
+    checksum: bool = False,
     into_filled_folder: bool = False,
     on_progress: Callable[[int, float | None], None] | None = None,
     on_change: Callable[[str], None] | None = None,
+    open_tree: Callable[
+        [Chosen, Environment, Sequence[str]], AbstractContextManager[Path]
+    ] = open_snapshot,
 ) -> Restored:
     """Restore to a local folder, which is made.
 
     As root with real owners, modes, ACLs and devices; as another user as much as the kernel
     allows, and `message` says what isn't. Raises RestoreError for a folder that isn't empty unless
-    `into_filled_folder`, and NoSuchSnapshot for a path that isn't in the snapshot.
+    `into_filled_folder`, and NoSuchSnapshot for a path that isn't in the snapshot. `open_tree` is
+    for a caller that is root and opens the snapshot as the unit's user.
     """
     wanted = wanted_paths(chosen, paths)
-    manner = _settled(manner, on_progress, on_change)
+    manner = Manner(
+        dry_run=dry_run,
+        checksum=checksum,
+        itemise=dry_run or on_change is not None,
+        progress=on_progress is not None,
+    )
     _make_target(target, into_filled_folder=into_filled_folder, dry_run=manner.dry_run)
     as_root = os.geteuid() == 0
-    with open_snapshot(chosen, environment, wanted) as tree:
+    with open_tree(chosen, environment, wanted) as tree:
         _check_paths(chosen, tree, wanted)
         command = make_local_command(tree, target, manner, selected=bool(wanted), as_root=as_root)
         restored = _run(
@@ -310,16 +323,6 @@ def wanted_paths(chosen: Chosen, paths: Sequence[str]) -> tuple[str, ...]:
             return ()
         wanted.append(relative)
     return tuple(wanted)
-
-
-def _settled(manner: Manner, on_progress: object, on_change: object) -> Manner:
-    return Manner(
-        dry_run=manner.dry_run,
-        checksum=manner.checksum,
-        itemise=manner.itemise or manner.dry_run or on_change is not None,
-        progress=manner.progress or on_progress is not None,
-        bwlimit=manner.bwlimit,
-    )
 
 
 def _check_paths(chosen: Chosen, tree: Path, wanted: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from turku_core.errors import DONE, FAILED
 from turku_core.protocol.client import ApiUnreachable
 from turku_core.storage.catalogue import Record
+from turku_core.storage.privileges import find_owner
 from turku_core.storage.restore import choose_snapshot, push
 from turku_core.storage.session import Permission, Session, SessionRefused, ask_api
 from turku_core.storage.session_request import RESTORE_MODULE, Login, Request, RestoreWish
@@ -151,7 +152,7 @@ def restore_wish(
         dry_run=wish.dry_run,
         checksum=wish.checksum,
         on_progress=lambda count, percent: session.voice.progress(wish.source, count, percent),
-        on_change=session.voice.change,
+        on_change=session.voice.change if wish.dry_run else None,
         cancelled=session.lifeline.cancelled,
     )
     logger.info(
@@ -198,8 +199,9 @@ def make_instructions(session: Session, login: Login, sources: list[str]) -> lis
         f"rsync -aHAX --numeric-ids --ignore-times FOLDER/ "
         f"rsync://{login.username}@127.0.0.1:{port}/{RESTORE_MODULE}/"
     )
+    user = find_owner(session.settings.paths).name
     return [
-        f"This machine waits for a restore. On the storage unit, as {session.settings.paths.user}:",
+        f"This machine waits for a restore. On the storage unit, as {user}:",
         *(f"  {password} {shlex.join([*command, source])}" for source in sources),
         "Or, from any folder of your own:",
         f"  {password} {rsync}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,21 +88,6 @@ class Paths:
     def session_log(self) -> Path:
         """The log of the sessions where there is no syslog."""
         return self.state / "sessions.log"
-
-    @property
-    def user(self) -> str:
-        """The unit's user, which is whoever owns the state.
-
-        Raises:
-            ConfigurationError: The state folder isn't there, or its owner has no name.
-        """
-        try:
-            return pwd.getpwuid(self.state.stat().st_uid).pw_name
-        except (OSError, KeyError) as error:
-            raise ConfigurationError(
-                f"{self.state} isn't there or has no known owner: run turku-storage "
-                f"install-service, or make the folder for the storage unit's user."
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -318,8 +301,3 @@ def _count(low: int, high: int) -> Callable[[object, str], int]:
 
 def _days(value: object, where: str) -> float:
     return fields.number(value, where, 0, 36500)
-
-
-def is_owner(paths: Paths) -> bool:
-    """Say whether this process runs as the unit's user."""
-    return os.geteuid() == paths.state.stat().st_uid

@@ -1,0 +1,453 @@
+"""What an operator does on a storage unit: list, usage, restore, verify, expire."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from turku_core.commandline import (
+    Progress,
+    human_size,
+    human_time,
+    print_json,
+    print_table,
+)
+from turku_core.errors import DONE, FAILED
+from turku_core.storage import expiry, slots, verification
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot, Record, SourceBusy
+from turku_core.storage.listeners import find_tunnel, read_listeners
+from turku_core.storage.machine_names import find_machine, read_names
+from turku_core.storage.mirror import Daemon
+from turku_core.storage.ping import make_catalogue
+from turku_core.storage.privileges import Owner, acting_as
+from turku_core.storage.queue import Queue
+from turku_core.storage.reports import Spool
+from turku_core.storage.restore import (
+    Chosen,
+    Restored,
+    choose_snapshot,
+    open_snapshot,
+    push,
+    restore_to_folder,
+)
+from turku_core.storage.session_request import RESTORE_MODULE
+from turku_core.storage.settings import Settings
+from turku_core.storage.snapshots import Environment, SnapshotError
+from turku_core.storage.volumes import VolumeError
+from turku_core.storage.worker import expiry_reports, verification_report
+
+OnProgress = Callable[[int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which snapshots a command is about; None is all of them."""
+
+    machine: str | None = None
+    source: str | None = None
+
+
+class Operator:
+    """One operator's command on one storage unit.
+
+    Args:
+        settings: The unit's.
+        now: An aware time.
+        as_json: Print JSON instead of tables.
+    """
+
+    def __init__(self, settings: Settings, now: datetime, *, as_json: bool) -> None:
+        self._settings = settings
+        self._catalogue: Catalogue = make_catalogue(settings)
+        self._environment = Environment(settings.paths.state)
+        self._now = now
+        self._as_json = as_json
+
+    def _resolve(self, selection: Selection) -> tuple[str | None, str | None]:
+        machine = selection.machine
+        if machine is not None:
+            machine = find_machine(self._settings.paths, machine)
+        return machine, selection.source
+
+    def list_snapshots(self, selection: Selection) -> int:
+        """Print the snapshots; return the exit code, which tells of anything that is wrong."""
+        machine, source = self._resolve(selection)
+        listing = self._catalogue.listing(machine, source)
+        records = [record for _, record in listing.records]
+        if self._as_json:
+            print_json(
+                {
+                    "snapshots": [record.to_json() for record in records],
+                    "problems": list(listing.problems),
+                }
+            )
+        else:
+            self._print_records(records)
+            _print_problems(listing.problems)
+        if machine is not None and not records:
+            raise NoSuchSnapshot(
+                f"Machine {machine} has no snapshots"
+                + (f" of the source {source}." if source else " on this storage unit.")
+            )
+        return FAILED if listing.problems else DONE
+
+    def _print_records(self, records: Sequence[Record]) -> None:
+        names = read_names(self._settings.paths)
+        print_table(
+            ("machine", "source", "snapshot", "taken", "state", "mode", "size", "files", "proven"),
+            [
+                (
+                    names.get(record.machine, record.machine),
+                    record.source,
+                    record.id,
+                    human_time(record.taken_at),
+                    state_words(record),
+                    record.mode,
+                    human_size(record.bytes_total),
+                    record.files_total,
+                    human_time(record.proven_at),
+                )
+                for record in records
+            ],
+        )
+
+    def usage(self) -> int:
+        """Print how full the volumes are and what goes on; return the exit code."""
+        volumes = self._volumes()
+        work = self._work()
+        problems = [*self._catalogue.volumes.problems(), *work_problems(work)]
+        if self._as_json:
+            print_json({"volumes": volumes, "work": work, "problems": problems})
+        else:
+            _print_usage(volumes, work)
+            _print_problems(problems)
+        return FAILED if problems else DONE
+
+    def _volumes(self) -> list[dict[str, Any]]:
+        found = []
+        for volume in self._settings.volumes:
+            values: dict[str, Any] = {
+                "name": volume.name,
+                "path": str(volume.path),
+                "accept_new": volume.accept_new,
+                "high_water_pct": volume.high_water_pct,
+                "mounted": False,
+            }
+            with contextlib.suppress(VolumeError):
+                space = self._catalogue.volumes.space(volume)
+                values |= {
+                    "mounted": True,
+                    "bytes_total": space.total,
+                    "bytes_available": space.available,
+                    "used_pct": space.used_pct,
+                    "over_high_water": self._catalogue.volumes.over_high_water(volume),
+                }
+            found.append(values)
+        return found
+
+    def _work(self) -> dict[str, Any]:
+        paths = self._settings.paths
+        jobs = Queue(paths.queue).jobs()
+        worker: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            worker = json.loads(paths.worker_state.read_bytes())
+        return {
+            "sessions": [session.to_json() for session in slots.running(paths.slots)],
+            "slots": self._settings.slots,
+            "jobs": [job.to_json() for job in jobs],
+            "reports_waiting": Spool(paths.reports).waiting(),
+            "reports_refused": Spool(paths.reports).refused(),
+            "worker": worker,
+        }
+
+    def verify(self, selection: Selection, snapshot: str | None) -> int:
+        """Verify the snapshots that aren't expired, one by one; return the exit code."""
+        machine, source = self._resolve(selection)
+        found = [
+            (folder, record)
+            for folder, record in self._catalogue.listing(machine, source).records
+            if snapshot == record.id or (snapshot is None and record.expired_at is None)
+        ]
+        if not found:
+            raise NoSuchSnapshot("There is no such snapshot to verify.")
+        rows, results = [], []
+        progress = Progress()
+        for number, (folder, record) in enumerate(found, start=1):
+            progress.show(f"{number} of {len(found)}: {record.source} {record.id}")
+            error = None
+            proven = False
+            try:
+                verdict = verification.verify(
+                    self._catalogue, folder, record, self._environment, self._now
+                )
+                Spool(self._settings.paths.reports).add(
+                    verification_report(verdict.record), self._now
+                )
+                error = verdict.damaged
+                proven = error is None
+            except (SnapshotError, SourceBusy, OSError) as problem:
+                error = f"could not be checked: {problem}"
+            rows.append((record.machine, record.source, record.id, "proven" if proven else error))
+            results.append({**record.to_json(), "proven": proven, "error": error})
+        progress.clear()
+        if self._as_json:
+            print_json({"verified": results})
+        else:
+            print_table(("machine", "source", "snapshot", "result"), rows)
+        return DONE if all(result["proven"] for result in results) else FAILED
+
+    def expire(self, selection: Selection, *, remove_now: bool, dry_run: bool) -> int:
+        """Expire and remove what the policies no longer want; return the exit code."""
+        machine, source = self._resolve(selection)
+        report = expiry.run(
+            self._catalogue,
+            self._environment,
+            self._now,
+            floor=self._settings.expiry_floor,
+            grace=self._settings.expiry_grace,
+            default_retention=self._settings.default_retention,
+            machine=machine,
+            source=source,
+            remove_now=remove_now,
+            dry_run=dry_run,
+        )
+        if not dry_run:
+            for each in expiry_reports(report):
+                Spool(self._settings.paths.reports).add(each, self._now)
+        if self._as_json:
+            print_json(
+                {
+                    "dry_run": dry_run,
+                    "changes": [
+                        {
+                            "machine": change.record.machine,
+                            "source": change.record.source,
+                            "snapshot": change.record.id,
+                            "state": change.state,
+                        }
+                        for change in report.changes
+                    ],
+                    "held": list(report.held),
+                    "problems": list(report.problems),
+                }
+            )
+        else:
+            _print_expiry(report, dry_run=dry_run)
+        return FAILED if report.problems else DONE
+
+
+def state_words(record: Record) -> str:
+    """Return what is to be said of a snapshot, in a word or two."""
+    words = [
+        word
+        for word, holds in (
+            ("damaged", record.damaged is not None),
+            ("expired", record.expired_at is not None),
+            ("partial", record.partial),
+        )
+        if holds
+    ]
+    return ", ".join(words) or "good"
+
+
+def work_problems(work: dict[str, Any]) -> list[str]:
+    """Return a sentence for everything in the background that an operator should look at."""
+    problems = [
+        f"The snapshot {job['snapshot']} of source {job['source']} of machine {job['machine']} "
+        f"could not be made (tried {job['attempts']} times): {job['error']}"
+        for job in work["jobs"]
+        if job["error"]
+    ]
+    problems += [
+        f"The worker's {name}: {loop['error']}"
+        for name, loop in work["worker"].get("loops", {}).items()
+        if loop.get("error")
+    ]
+    if work["reports_refused"]:
+        problems.append(
+            f"{work['reports_refused']} reports were refused by the API and lie in reports/refused."
+        )
+    return problems
+
+
+def _print_usage(volumes: list[dict[str, Any]], work: dict[str, Any]) -> None:
+    print_table(
+        ("volume", "path", "size", "available", "used", "mark", "state"),
+        [
+            (
+                volume["name"],
+                volume["path"],
+                human_size(volume.get("bytes_total")),
+                human_size(volume.get("bytes_available")),
+                f"{volume['used_pct']:.0f} %" if volume["mounted"] else None,
+                f"{volume['high_water_pct']:.0f} %",
+                _volume_words(volume),
+            )
+            for volume in volumes
+        ],
+    )
+    print()
+    print(f"Sessions at work:    {len(work['sessions'])} of {work['slots']}")
+    print(f"Commits waiting:     {len(work['jobs'])}")
+    print(f"Reports waiting:     {work['reports_waiting']}")
+    for name, loop in work["worker"].get("loops", {}).items():
+        ended = loop.get("ended_at")
+        when = None if ended is None else human_time(datetime.fromtimestamp(ended).astimezone())
+        print(f"Worker, {name + ':':<16} {when or '-'}")
+
+
+def _volume_words(volume: dict[str, Any]) -> str:
+    if not volume["mounted"]:
+        return "not mounted"
+    if volume["over_high_water"]:
+        return "over its mark, takes nothing new"
+    return "ok" if volume["accept_new"] else "takes nothing new"
+
+
+def _print_expiry(report: expiry.ExpiryReport, *, dry_run: bool) -> None:
+    if report.changes:
+        print_table(
+            ("machine", "source", "snapshot", "taken", "would be" if dry_run else "now"),
+            [
+                (
+                    change.record.machine,
+                    change.record.source,
+                    change.record.id,
+                    human_time(change.record.taken_at),
+                    change.state,
+                )
+                for change in report.changes
+            ],
+        )
+    else:
+        print("Nothing to expire.")
+    for sentence in report.held:
+        print(sentence)
+    _print_problems(report.problems)
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class RestoreOrder:
+    """What an operator wants restored, and where to: a folder, or a waiting agent's port."""
+
+    machine: str
+    source: str
+    snapshot: str
+    paths: tuple[str, ...]
+    target: Path | None
+    port: int | None
+    username: str | None
+    into_filled_folder: bool
+    dry_run: bool = False
+    checksum: bool = False
+
+
+def restore(
+    settings: Settings, owner: Owner, order: RestoreOrder, password: str | None, *, as_json: bool
+) -> int:
+    """Restore as ordered; return the exit code.
+
+    As root, everything on the volumes is done as the unit's user, and only the target folder is
+    written as root, so that the files there get their owners.
+    """
+    progress = Progress()
+    with acting_as(owner):
+        catalogue = make_catalogue(settings)
+        machine = find_machine(settings.paths, order.machine)
+        chosen = choose_snapshot(catalogue, machine, order.source, order.snapshot)
+
+    def on_progress(count: int, percent: float | None) -> None:
+        share = "" if percent is None else f", {percent:.0f} %"
+        progress.show(f"{human_size(count)}{share}")
+
+    try:
+        if order.target is not None:
+            restored = _restore_to_folder(settings, owner, order, chosen, on_progress)
+        else:
+            restored = _restore_to_port(settings, owner, order, chosen, password or "", on_progress)
+    finally:
+        progress.clear()
+    if as_json:
+        print_json({"snapshot": chosen.id, **asdict(restored)})
+    else:
+        for change in restored.changes:
+            print("".join(each if each.isprintable() else "?" for each in change))
+        words = "Would restore" if order.dry_run else "Restored"
+        size = human_size(restored.bytes)
+        print(f"{words} {restored.files} files ({size}) of snapshot {chosen.id}.")
+        if restored.message:
+            print(restored.message)
+    return DONE if restored.ok else FAILED
+
+
+def _restore_to_folder(
+    settings: Settings, owner: Owner, order: RestoreOrder, chosen: Chosen, on_progress: OnProgress
+) -> Restored:
+    @contextlib.contextmanager
+    def open_as_owner(
+        chosen: Chosen, environment: Environment, paths: Sequence[str] = ()
+    ) -> Iterator[Path]:
+        with contextlib.ExitStack() as stack:
+            with acting_as(owner):
+                opened = open_snapshot(chosen, environment, paths)
+                tree = opened.__enter__()
+
+            def close() -> None:
+                with acting_as(owner):
+                    opened.__exit__(None, None, None)
+
+            stack.callback(close)
+            yield tree
+
+    assert order.target is not None
+    return restore_to_folder(
+        chosen,
+        order.target,
+        Environment(settings.paths.state),
+        paths=order.paths,
+        dry_run=order.dry_run,
+        checksum=order.checksum,
+        into_filled_folder=order.into_filled_folder,
+        on_progress=on_progress,
+        open_tree=open_as_owner,
+    )
+
+
+def _restore_to_port(
+    settings: Settings,
+    owner: Owner,
+    order: RestoreOrder,
+    chosen: Chosen,
+    password: str,
+    on_progress: OnProgress,
+) -> Restored:
+    assert order.port is not None
+    with acting_as(owner):
+        daemon = Daemon(
+            port=order.port,
+            module=RESTORE_MODULE,
+            username=order.username or "",
+            password=password,
+            host=find_tunnel(read_listeners(), order.port, os.geteuid()),
+        )
+        return push(
+            chosen,
+            daemon,
+            Environment(settings.paths.state),
+            paths=order.paths,
+            dry_run=order.dry_run,
+            checksum=order.checksum,
+            on_progress=on_progress,
+        )
