@@ -100,8 +100,8 @@ class Processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 service.process.wait(_POLL_SECONDS)
 
-    def wait(self, seconds: float | None, others: Sequence[int] = ()) -> list[int]:
-        """Wait until a service ends, one of some file descriptors is readable, or time is over.
+    def wait(self, others: Sequence[int]) -> list[int]:
+        """Wait until a service ends or one of some file descriptors is readable.
 
         Returns:
             Those of `others` that are readable.
@@ -112,7 +112,7 @@ class Processes:
             if not service.has_ended()
         }
         try:
-            ready, _, _ = select.select([*watched, *others], [], [], seconds)
+            ready, _, _ = select.select([*watched, *others], [], [])
         finally:
             for descriptor in watched:
                 os.close(descriptor)

@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 60.0
 _ATTEMPTS = 5
 _LOOK_SECONDS = 0.1
-_UPDATE_SECONDS = 60.0
-"""How often the storage unit fetches the list of machines, as its timer does on a real host."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def supervise(layout: Layout, *, has_lifeline: bool, has_worker: bool) -> None:
             _announce(asdict(running))
             if not has_lifeline:
                 _let_go_of_output()
-            _keep(layout, processes, has_lifeline=has_lifeline)
+            _keep(processes, has_lifeline=has_lifeline)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
@@ -166,7 +164,7 @@ def _start(layout: Layout, processes: Processes, *, has_worker: bool) -> Running
         },
     )
     write_durably(layout.state, json.dumps(asdict(running), indent=2) + "\n", 0o600)
-    _update_storage(layout)
+    parts.run_program("turku-storage-update-config", "--root", str(layout.storage))
     if has_worker:
         processes.start(
             "worker", [program("turku-storage-worker"), "--root", str(layout.storage), "--verbose"]
@@ -203,16 +201,11 @@ def _start_sshd(layout: Layout, processes: Processes, user: str, port: int) -> t
     return chosen, host_key
 
 
-def _update_storage(layout: Layout) -> None:
-    parts.run_program("turku-storage-update-config", "--root", str(layout.storage))
-
-
-def _keep(layout: Layout, processes: Processes, *, has_lifeline: bool) -> None:
-    """Watch over the services until the lifeline breaks; what a timer would do is done here."""
+def _keep(processes: Processes, *, has_lifeline: bool) -> None:
+    """Watch over the services until the lifeline breaks."""
     lifeline = [sys.stdin.fileno()] if has_lifeline else []
-    next_update = time.monotonic() + _UPDATE_SECONDS
     while True:
-        readable = processes.wait(max(0.0, next_update - time.monotonic()), lifeline)
+        readable = processes.wait(lifeline)
         if readable and not os.read(readable[0], 1024):
             logger.info("the lifeline is closed")
             return
@@ -222,12 +215,6 @@ def _keep(layout: Layout, processes: Processes, *, has_lifeline: bool) -> None:
                     f"{service.name} ended with exit code {service.process.returncode}, and the "
                     f"rest with it: see {service.log}."
                 )
-        if time.monotonic() >= next_update:
-            try:
-                _update_storage(layout)
-            except TurkuError as error:
-                logger.warning("%s", error)
-            next_update = time.monotonic() + _UPDATE_SECONDS
 
 
 def _announce(values: dict[str, Any]) -> None:

@@ -1,0 +1,160 @@
+"""What holds for the whole tree: no traces of a machine, documentation that keeps up, the rules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+COMMANDS = TREE / "docs/reference/commands.md"
+ISSUES_TO_COME = {34}
+"""Lines of prior art that are about the charms."""
+
+
+def tracked_files() -> list[Path]:
+    """Return the files that are part of the tree: what git knows, or would take."""
+    listed = subprocess.run(
+        ["git", "-C", str(TREE), "-c", f"safe.directory={TREE}", "ls-files",
+         "--cached", "--others", "--exclude-standard", "-z"],
+        capture_output=True,
+        check=True,
+    )  # fmt: skip
+    paths = (TREE / name for name in listed.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+@lru_cache(maxsize=1)
+def texts() -> dict[Path, str]:
+    """Return every text file of the tree, but for this one, which names what it looks for."""
+    found = {}
+    for path in tracked_files():
+        if path == Path(__file__).resolve():
+            continue
+        try:
+            found[path.relative_to(TREE)] = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+def scripts() -> list[str]:
+    """Return the names of the console scripts."""
+    text = (TREE / "lib/pyproject.toml").read_text("utf-8")
+    section = text.partition("[project.scripts]")[2].partition("\n[")[0]
+    return re.findall(r"^([a-z-]+) = ", section, re.MULTILINE)
+
+
+def matches(pattern: str) -> list[str]:
+    """Return where in the tree a pattern stands, as ``path:line: text``."""
+    return [
+        f"{path}:{number}: {line.strip()[:100]}"
+        for path, text in texts().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+
+
+def help_of(*command: str) -> str:
+    """Return what a console script says with --help."""
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:], "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def subcommands(script: str) -> list[list[str]]:
+    """Return the words that lead to each subcommand of a script; the empty ones lead to itself."""
+    if script == "turku-api":
+        folder = TREE / "lib/turku_core/api/management/commands"
+        names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        return [[], *([name.replace("_", "-")] for name in names)]
+    text = help_of(script)
+    listed = re.findall(r"^    ([a-z][a-z-]*)(?:  |$)", text, re.MULTILINE)
+    return [[], *([name] for name in listed)]
+
+
+def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
+    assert matches(rf"{re.escape(str(TREE))}\b|/work/(main|shared)|/tmp/turku/") == []
+
+
+def test_lock_files_pin_every_package_by_hash_and_name_no_registry() -> None:
+    locks = sorted((TREE / "requirements").glob("*.txt"))
+    assert [path.name for path in locks] == [
+        "agent.txt", "api.txt", "dev.txt", "local.txt", "storage.txt",
+    ]  # fmt: skip
+    for path in locks:
+        text = path.read_text("utf-8")
+        assert "://" not in text
+        for block in re.split(r"\n(?=[a-z])", text):
+            if "==" in block:
+                assert "--hash=sha256:" in block, block
+
+
+def test_nothing_is_left_to_do_later() -> None:
+    assert matches(r"\b(TODO|FIXME|XXX|HACK)\b") == []
+
+
+def test_no_test_is_skipped_or_expected_to_fail() -> None:
+    assert matches(r"pytest\.(skip|xfail|importorskip)|mark\.(skip|skipif|xfail)") == []
+
+
+def test_every_ignored_type_error_says_why() -> None:
+    assert matches(r"#\s*type:\s*ignore(\[[^]]*\])?\s*$") == []
+
+
+def test_every_line_of_prior_art_about_these_parts_is_a_test() -> None:
+    numbers = {
+        int(number)
+        for path, text in texts().items()
+        if path.parts[0] == "tests"
+        for number in re.findall(r"def test_prior_art_(\d+)_", text)
+    }
+    assert set(range(1, 37)) - ISSUES_TO_COME - numbers == set()
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_the_reference_names_every_option_of_a_console_script(script: str) -> None:
+    reference = COMMANDS.read_text("utf-8")
+    section = re.search(rf"^## {script}$(.*?)(?=^## |\Z)", reference, re.MULTILINE | re.DOTALL)
+    assert section is not None, f"docs/reference/commands.md has no section ## {script}"
+    missing = []
+    for words in subcommands(script):
+        name = words[0] if words else None
+        if name and f"`{name}`" not in section[1] and f"`{script} {name}" not in section[1]:
+            missing.append(name)
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_of(script, *words)))
+        missing += [
+            f"{' '.join(words)} {option}".strip()
+            for option in sorted(options - {"--help", "--version"})
+            if f"`{option}" not in section[1]
+        ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_every_console_script_refuses_a_wrong_option_with_exit_code_2(script: str) -> None:
+    done = subprocess.run(
+        [str(BIN / script), "--no-such-option"], capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+
+
+def test_documents_link_only_to_files_that_are_there() -> None:
+    broken = []
+    for path, text in texts().items():
+        if path.suffix != ".md":
+            continue
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            if not (TREE / path).parent.joinpath(target).exists():
+                broken.append(f"{path}: {target}")
+    assert broken == []
