@@ -192,12 +192,7 @@ class MachineAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Machine]:
         """Count the sources in the same query."""
-        return (
-            super()
-            .get_queryset(request)
-            .select_related("registration_key")
-            .annotate(sources_published=Count("sources", filter=Q(sources__published=True)))
-        )
+        return _with_source_count(super().get_queryset(request))
 
     @admin.display(description="state")
     def state(self, machine: Machine) -> str:
@@ -293,7 +288,7 @@ class SourceList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Note on each source of the page in which way it is behind."""
         super().get_results(request)
-        self.result_list = list(self.result_list)  # type: ignore[assignment]  # only iterated
+        # Evaluated once: the same objects are shown.
         behind = examine(self.result_list, clock.now())
         for source in self.result_list:
             source.behind = behind.get(source.pk)
@@ -338,7 +333,7 @@ class SourceAdmin(ReadOnlyAdmin):
         behind: Behind | None = source.behind
         if behind is None:
             return "–"
-        return format_html("<b>{}</b>: {}", behind.kind.value, behind.reason)
+        return _wide(f"{behind.kind.value}: {behind.reason}")
 
     @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
@@ -384,12 +379,7 @@ class StorageUnitAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[StorageUnit]:
         """Count the sources in the same query."""
-        return (
-            super()
-            .get_queryset(request)
-            .select_related("registration_key")
-            .annotate(sources_published=Count("sources", filter=Q(sources__published=True)))
-        )
+        return _with_source_count(super().get_queryset(request))
 
     @admin.display(description="state")
     def state(self, unit: StorageUnit) -> str:
@@ -486,7 +476,7 @@ class BackupAdmin(ReadOnlyAdmin):
     @admin.display(description="summary")
     def what(self, backup: Backup) -> str:
         """Return the first line of the summary."""
-        return first_line(backup.summary, 80)
+        return _wide(first_line(backup.summary, 80))
 
 
 @admin.register(Snapshot)
@@ -526,7 +516,7 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[RegistrationKey]:
         """Count what registered in the same query."""
-        return (
+        counted: QuerySet[RegistrationKey] = (
             super()
             .get_queryset(request)
             .annotate(
@@ -534,6 +524,7 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
                 units_registered=Count("storage_units", distinct=True),
             )
         )
+        return counted
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Let those add keys who were given the permission."""
@@ -767,9 +758,22 @@ class FilterSetAdmin(AnyAdmin):
         return allowed and (obj is None or not operations.users_of_filter_set(obj.name))
 
 
+def _wide(sentence: str) -> str:
+    """Give a sentence room in a table's column."""
+    return format_html('<div style="min-width: 15rem">{}</div>', sentence)
+
+
 def _unbroken(text: str | None) -> str | None:
     """Keep a number and its unit on one line."""
     return None if text is None else text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _with_source_count(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Count the sources of machines or storage units in the query that reads them."""
+    counted: QuerySet[Any] = rows.select_related("registration_key").annotate(
+        sources_published=Count("sources", filter=Q(sources__published=True))
+    )
+    return counted
 
 
 def _link(model: type[Model], query: dict[str, Any], text: object) -> str:

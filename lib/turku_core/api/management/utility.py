@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from django.core.management import ManagementUtility, get_commands, load_command_class
+from django.core.management.base import BaseCommand
 
 from turku_core.api.management import commands
 from turku_core.commandline import usage_error
@@ -32,7 +33,7 @@ class Utility(ManagementUtility):
         lines += ["`turku-api COMMAND --help` explains one."]
         return "\n".join(lines)
 
-    def fetch_command(self, subcommand: str) -> object:
+    def fetch_command(self, subcommand: str) -> BaseCommand:
         """Return the command of that name, or end the process with a sentence."""
         if self.settings_exception is not None:
             raise self.settings_exception

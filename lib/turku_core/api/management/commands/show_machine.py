@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -54,7 +55,7 @@ class Command(ReportingCommand):
             print_json({**facts, "sources": sources, "backups": backups})
             return
         for name, value in facts.items():
-            shown = human_time(value) if name in ("registered", "last seen") else value
+            shown = human_time(value) if isinstance(value, datetime) else value
             print(f"{name + ':':13}{shown or '-'}")
         print()
         print_rows(SOURCE_HEADINGS[1:], sources, "It has no source.")

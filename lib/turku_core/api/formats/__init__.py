@@ -1,0 +1,1 @@
+"""How the administration site writes times, by language."""
