@@ -180,8 +180,8 @@ def test_every_hour_of_the_local_clock_has_exactly_one_moment(
     zone: ZoneInfo, key: str, start: datetime
 ) -> None:
     world = World(Schedule.parse("hourly"), key, zone, start)
-    found = Counter()
-    for moment in world.moments(timedelta(days=200)):
+    found: Counter[tuple[datetime, int]] = Counter()
+    for moment in world.moments(timedelta(days=70)):
         local = moment.astimezone(zone)
         # An hour that comes twice is two, unless the clock was set back by half an hour.
         twice = local.fold if zone.key != "Australia/Lord_Howe" else 0
@@ -382,7 +382,7 @@ def test_prior_art_13_a_machine_that_is_off_at_its_moment_still_runs_every_day()
         (start + timedelta(days=n, hours=18), start + timedelta(days=n + 1, hours=8))
         for n in range(-1, 365)
     ]
-    for key in map(str, range(50)):
+    for key in map(str, range(12)):
         world = World(Schedule.parse("daily"), key, ZoneInfo("UTC"), start, nights)
         runs, _ = world.run(timedelta(days=365))
         days = Counter(run.date() for run in runs)
