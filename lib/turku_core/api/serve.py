@@ -11,20 +11,26 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import ssl
 import struct
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from turku_core.api.certificates import ensure_certificates
+from turku_core.api.tls import CertificateContext
 from turku_core.configuration import Merged
 from turku_core.errors import ConfigurationError
 from turku_core.fields import FieldError, host, integer, port
 
 DEFAULT_LISTEN = "127.0.0.1:8000"
+CERTIFICATES = "certificates"
+"""The folder of our own CA, below ``var/lib/turku-api``."""
+
 THREADS = 8
 """Threads of a worker. More would only queue in front of the database."""
 
@@ -46,8 +52,11 @@ class ServeOptions:
 
     Attributes:
         listen: ``HOST:PORT``, an IPv6 address in brackets; port 0 takes a free one.
-        certificate: The PEM file of the server's certificate and its chain; none: plain HTTP.
+        certificate: The PEM file of the server's certificate and its chain.
         key: The PEM file of its private key.
+        certificate_names: The host names and addresses under which machines reach the API, when
+            it is to make its certificate with a CA of its own. With neither of the two ways, the
+            API speaks plain HTTP.
         workers: Worker processes; 0: one for each core and one more.
         trusted_proxies: Addresses or networks whose word on HTTPS (``X-Forwarded-Proto``) counts.
     """
@@ -55,6 +64,7 @@ class ServeOptions:
     listen: str = DEFAULT_LISTEN
     certificate: str = ""
     key: str = ""
+    certificate_names: tuple[str, ...] = ()
     workers: int = 0
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
 
@@ -92,11 +102,31 @@ def override(options: ServeOptions, given: Mapping[str, Any]) -> ServeOptions:
     return replace(options, **checked)
 
 
-def check_files(options: ServeOptions) -> None:
-    """Make sure that the certificate and its key are both named and can be read.
+def with_own_certificate(options: ServeOptions, folder: Path, now: datetime) -> ServeOptions:
+    """Make or renew the certificate of our own CA in `folder`, if the options ask for one.
+
+    Returns:
+        The options with the certificate and its key, or as they were.
 
     Raises:
-        ConfigurationError: One is missing or can't be read.
+        ConfigurationError: A name is none, or both ways to a certificate were chosen.
+    """
+    if not options.certificate_names:
+        return options
+    if options.certificate or options.key:
+        raise ConfigurationError(
+            "certificate_names asks for a certificate of our own CA, and certificate and key name "
+            "another one: set one or the other."
+        )
+    made = ensure_certificates(folder, options.certificate_names, now)
+    return replace(options, certificate=str(made.certificate), key=str(made.key))
+
+
+def check_files(options: ServeOptions) -> None:
+    """Make sure that the certificate and its key are both named, belong together and can be read.
+
+    Raises:
+        ConfigurationError: One is missing, can't be read or isn't what it should be.
     """
     if bool(options.certificate) != bool(options.key):
         raise ConfigurationError(
@@ -107,6 +137,16 @@ def check_files(options: ServeOptions) -> None:
             Path(name).read_bytes()
         except OSError as error:
             raise ConfigurationError(f"{name} can't be read: {error.strerror}.") from error
+    if options.certificate:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                options.certificate, options.key
+            )
+        except ssl.SSLError as error:
+            raise ConfigurationError(
+                f"{options.certificate} and {options.key} are not a certificate and its key, in "
+                f"PEM form: {error.reason or error}."
+            ) from error
 
 
 def make_gunicorn_settings(options: ServeOptions, cores: int) -> dict[str, Any]:
@@ -127,6 +167,7 @@ def make_gunicorn_settings(options: ServeOptions, cores: int) -> dict[str, Any]:
         "keepalive": KEEPALIVE_SECONDS,
         "certfile": options.certificate or None,
         "keyfile": options.key or None,
+        "ssl_context": CertificateContext(options.certificate, options.key),
         "forwarded_allow_ips": ",".join(options.trusted_proxies),
         # Nobody's address, and no path, is written down for an ordinary call.
         "accesslog": None,
@@ -173,8 +214,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn comes without t
 def serve(options: ServeOptions, load_application: Callable[[], Any]) -> None:
     """Serve until SIGTERM, then let the requests that are being answered end.
 
-    SIGHUP replaces the workers one by one and reads a renewed certificate. Once the API listens,
-    one line on standard output says where; with port 0 it is the only place that tells.
+    A renewed certificate is in use at the next connection. Once the API listens, one line on
+    standard output says where; with port 0 it is the only place that tells.
 
     Raises:
         ConfigurationError: The certificate or its key is missing.
@@ -186,7 +227,6 @@ def serve(options: ServeOptions, load_application: Callable[[], Any]) -> None:
 
 def _announce(address: str) -> None:
     print(f"The API listens on {address}", flush=True)
-    sys.stdout.flush()
 
 
 def _bound_waiting(listener: socket.socket) -> None:
@@ -217,6 +257,12 @@ def _path(value: object, field: str) -> str:
     return value
 
 
+def _names(value: object, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise FieldError(field, 'must be a list of names, such as ["turku.example.com"]')
+    return tuple(host(item, field) for item in value)
+
+
 def _workers(value: object, field: str) -> int:
     return integer(value, field, 0, WORKERS_MAX)
 
@@ -234,6 +280,7 @@ _CHECKS: dict[str, Callable[[object, str], Any]] = {
     "listen": _listen,
     "certificate": _path,
     "key": _path,
+    "certificate_names": _names,
     "workers": _workers,
     "trusted_proxies": _proxies,
 }

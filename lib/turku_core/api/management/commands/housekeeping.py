@@ -12,13 +12,15 @@ from django.core.management import call_command
 from turku_core.api import clock, due
 from turku_core.api.management.command import ReportingCommand
 from turku_core.api.pruning import prune
+from turku_core.api.serve import CERTIFICATES, read_serve_options, with_own_certificate
 from turku_core.commandline import print_json
+from turku_core.configuration import read_folder
 
 
 class Command(ReportingCommand):
     """What the hourly timer runs."""
 
-    help = "Note missed windows and prune old records; for the hourly timer."
+    help = "Note missed windows, prune records, renew the certificate; for the hourly timer."
 
     def handle(self, **options: Any) -> None:
         """Do everything that nobody's call brings about."""
@@ -26,6 +28,8 @@ class Command(ReportingCommand):
         looked_at = due.record_missed_windows(now)
         pruned = prune(now - timedelta(days=settings.TURKU_RECORD_RETENTION_DAYS))
         call_command("clearsessions")
+        served = read_serve_options(read_folder(settings.CONFIGURATION_FOLDER))
+        with_own_certificate(served, settings.DATA_FOLDER / CERTIFICATES, now)
         if options["json"]:
             print_json({"sources_looked_at": looked_at, **asdict(pruned)})
         else:

@@ -10,9 +10,16 @@ from django.core.management.base import CommandParser
 from django.core.wsgi import get_wsgi_application
 from django.db import connections
 
+from turku_core.api import clock
 from turku_core.api.database import require_migrated_database
 from turku_core.api.management.command import Command as BaseCommand
-from turku_core.api.serve import override, read_serve_options, serve
+from turku_core.api.serve import (
+    CERTIFICATES,
+    override,
+    read_serve_options,
+    serve,
+    with_own_certificate,
+)
 from turku_core.configuration import read_folder
 
 
@@ -45,4 +52,7 @@ class Command(BaseCommand):
         require_migrated_database()
         # A connection must not be shared by the processes that are forked from this one.
         connections.close_all()
-        serve(chosen, get_wsgi_application)
+        serve(
+            with_own_certificate(chosen, settings.DATA_FOLDER / CERTIFICATES, clock.now()),
+            get_wsgi_application,
+        )
