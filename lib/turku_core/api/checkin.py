@@ -19,9 +19,8 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
     is one read by the UUID's index and one write of a column without an index.
     """
     login = MachineLogin.from_json(request)
-    rows = Machine.objects.filter(uuid=login.uuid).values_list(
-        "pk", "secret_hash", "active", "next_due_at"
-    )
+    columns = ("pk", "secret_hash", "active", "next_due_at")
+    rows = Machine.objects.filter(uuid=login.uuid).order_by().values_list(*columns)
     pk, secret_hash, active, next_due_at = next(iter(rows), (0, None, False, None))
     logins.check_secret(login.secret, secret_hash)
     if not active:

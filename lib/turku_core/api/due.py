@@ -72,16 +72,14 @@ def last_success_of(source: Source) -> datetime | None:
     return newest
 
 
+def is_machine_wanted(machine: Machine) -> bool:
+    """Whether the machine is to be backed up at all, as far as it and an operator say."""
+    return machine.active and machine.published and not machine.paused
+
+
 def is_wanted(source: Source) -> bool:
-    """Whether the source is to be backed up at all, as far as it and its machine say."""
-    machine = source.machine
-    return (
-        source.published
-        and not source.paused
-        and machine.active
-        and machine.published
-        and not machine.paused
-    )
+    """Whether the source is to be backed up at all, as far as it, its machine and operators say."""
+    return source.published and not source.paused and is_machine_wanted(source.machine)
 
 
 def when_due(source: Source, now: datetime) -> Due:
@@ -147,14 +145,13 @@ def refresh(source: Source, now: datetime) -> bool:
     return at is not None and at <= now
 
 
-def refresh_machine(machine_id: int) -> None:
+def refresh_machine(machine: Machine) -> None:
     """Store the earliest time at which a source of the machine may be due."""
-    earliest = Source.objects.filter(machine=machine_id, published=True, paused=False).aggregate(
-        at=Min("next_due_at")
-    )["at"]
-    Machine.objects.filter(pk=machine_id, active=True, published=True, paused=False).update(
-        next_due_at=earliest
-    )
+    earliest = None
+    if is_machine_wanted(machine):
+        wanted = Source.objects.filter(machine=machine, published=True, paused=False)
+        earliest = wanted.aggregate(at=Min("next_due_at"))["at"]
+    Machine.objects.filter(pk=machine.pk).update(next_due_at=earliest)
 
 
 def begin_again(machine: Machine, now: datetime) -> None:
@@ -164,7 +161,7 @@ def begin_again(machine: Machine, now: datetime) -> None:
             source.since = now
             source.save(update_fields=["since"])
             refresh(source, now)
-        refresh_machine(machine.pk)
+        refresh_machine(machine)
 
 
 def record_missed_windows(now: datetime) -> int:
@@ -191,5 +188,5 @@ def record_missed_windows(now: datetime) -> int:
             ):
                 refresh(source, now)
                 looked_at += 1
-            refresh_machine(pk)
+            refresh_machine(machine)
     return looked_at

@@ -49,7 +49,7 @@ def hand_out(
                 _set_problem(source, obstacle)
             elif _lease(source, now):
                 handed_out.append(source)
-        due.refresh_machine(machine.pk)
+        due.refresh_machine(machine)
     return handed_out
 
 

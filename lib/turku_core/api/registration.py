@@ -212,4 +212,4 @@ def _place_and_schedule(machine: Machine, sources: list[Source], now: datetime) 
             if not placed:
                 log.warning("machine %s, source %s: %s", machine, source.name, source.problem)
         due.refresh(source, now)
-    due.refresh_machine(machine.pk)
+    due.refresh_machine(machine)

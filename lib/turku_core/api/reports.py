@@ -60,7 +60,7 @@ def storage_ping_source_update(request: Mapping[str, Any], now: datetime) -> dic
             for name, update in updates.items()
             if not _record(machine, name, unit, update, now)
         ]
-        due.refresh_machine(machine.pk)
+        due.refresh_machine(machine)
     if errors:
         raise FieldError("; ".join(map(str, errors)), "the rest is on the record")
     if missing:

@@ -219,7 +219,7 @@ class Source(models.Model):
         self.paused = True
         self.next_due_at = None
         self.save(update_fields=["paused", "next_due_at"])
-        due.refresh_machine(self.machine_id)
+        due.refresh_machine(self.machine)
 
     def resume(self, now: datetime) -> None:
         """Make backups of it again; windows that went by meanwhile were not missed."""
@@ -229,7 +229,7 @@ class Source(models.Model):
         self.since = now
         self.save(update_fields=["paused", "since"])
         due.refresh(self, now)
-        due.refresh_machine(self.machine_id)
+        due.refresh_machine(self.machine)
 
     def request_backup(self, now: datetime) -> None:
         """Make it due once, outside its schedule and whatever its pauses after failures."""
@@ -239,4 +239,4 @@ class Source(models.Model):
         self.failures = 0
         self.save(update_fields=["due_now", "failures"])
         due.refresh(self, now)
-        due.refresh_machine(self.machine_id)
+        due.refresh_machine(self.machine)
