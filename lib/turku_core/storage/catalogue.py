@@ -60,9 +60,11 @@ class Record:
     `taken_at` is when its session began, `time_end` when the mirror was frozen. `bytes_total` and
     `files_total` describe the tree, `bytes_stored` what the snapshot added to the volume.
     `partial` says that some files could not be read, with `summary` saying which. `damaged` is
-    the reason why a verification failed, and None otherwise. `recovered` means that the record
-    was lost and rebuilt. `protected` ones (an administrator's, of the old layout) never expire.
-    `removing` means that removal has begun: such a record is never listed.
+    the reason why a verification failed, and None otherwise. `previous_at` is when the snapshot
+    before it was taken, which may be gone since: so an absence can be told from a history thinned
+    by the policy. `recovered` means that the record was lost and rebuilt. `protected` ones (an
+    administrator's, of the old layout) never expire. `removing` means that removal has begun: such
+    a record is never listed.
     """
 
     machine: str
@@ -79,6 +81,7 @@ class Record:
     bytes_total: int | None = None
     bytes_stored: int | None = None
     archive: str | None = None
+    previous_at: datetime | None = None
     expired_at: datetime | None = None
     proven_at: datetime | None = None
     checked_at: datetime | None = None
@@ -94,12 +97,12 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; times are ISO 8601 in UTC."""
-        return _to_json(self)
+        return to_json(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Record:
         """Check and return a record. Raises ValueError, which names the field."""
-        return cls(**_from_json(cls, values))
+        return cls(**from_json(cls, values))
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,13 @@ class SourceState:
     mirror_taken_at: datetime | None = None
     mirror_mode: str | None = None
     unsynced_boot_id: str | None = None
+
+
+class Readable(Enum):
+    """What of a source is read during a restore or a check, and must stay as it is."""
+
+    SNAPSHOTS = "snapshots"
+    MIRROR = "mirror"
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,11 @@ class SourceFolder:
         return self.snapshots / f"{snapshot}.manifest.gz"
 
     @property
+    def scratch(self) -> Path:
+        """The folder for what lives only as long as a restore or a drill."""
+        return self.snapshots if self.old_layout else self.path
+
+    @property
     def label(self) -> str:
         """The machine and the source, for messages."""
         return f"{self.machine} {self.source}"
@@ -191,7 +206,7 @@ class SourceFolder:
     def state(self) -> SourceState:
         """Read the state; a missing or broken one is logged and read as empty."""
         try:
-            return SourceState(**_from_json(SourceState, _read_json(self._file("source.json"))))
+            return SourceState(**from_json(SourceState, _read_json(self._file("source.json"))))
         except FileNotFoundError:
             return SourceState()
         except (OSError, ValueError) as error:
@@ -201,7 +216,7 @@ class SourceFolder:
     def write_state(self, state: SourceState) -> None:
         """Write the state durably, unless it is there already."""
         if self.state() != state:
-            write_durably(self._file("source.json"), _dumps(_to_json(state)))
+            write_durably(self._file("source.json"), _dumps(to_json(state)))
 
     def pending(self) -> Pending | None:
         """Return the commit that waits for the worker, if there is one.
@@ -248,19 +263,21 @@ class SourceFolder:
             yield descriptor
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold off removal of snapshots and changes to the mirror, beside other readers."""
-        busy = f"Source {self.source!r} of machine {self.machine}: removal goes on; try later."
-        with _flocked(self._file("reading"), fcntl.LOCK_SH, 60.0, busy):
+    def reading(self, what: Readable) -> Iterator[None]:
+        """Hold off removal of snapshots, or changes to the mirror, beside other readers."""
+        busy = (
+            f"Source {self.source!r} of machine {self.machine}: its {what.value} change; try later."
+        )
+        with _flocked(self._file(f"reading-{what.value}"), fcntl.LOCK_SH, 60.0, busy):
             yield
 
     @contextmanager
-    def unread(self) -> Iterator[None]:
-        """Make sure that nobody restores from here. Raises SourceBusy when somebody does."""
+    def unread(self, what: Readable) -> Iterator[None]:
+        """Make sure that nobody restores from there. Raises SourceBusy when somebody does."""
         busy = (
             f"Source {self.source!r} of machine {self.machine} is being restored from; try later."
         )
-        with _flocked(self._file("reading"), fcntl.LOCK_EX, 0.0, busy):
+        with _flocked(self._file(f"reading-{what.value}"), fcntl.LOCK_EX, 0.0, busy):
             yield
 
     @contextmanager
@@ -672,7 +689,8 @@ def _dumps(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
-def _to_json(value: Any) -> dict[str, Any]:
+def to_json(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as JSON values; times are ISO 8601 in UTC."""
     result = {}
     for each in dataclasses.fields(value):
         item = getattr(value, each.name)
@@ -706,7 +724,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
-def _from_json(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def from_json(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a dataclass from JSON, by its fields' types. Raises FieldError."""
     result: dict[str, Any] = {}
     for each in dataclasses.fields(kind):

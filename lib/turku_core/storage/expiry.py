@@ -1,35 +1,70 @@
-"""Expiry: which snapshots a retention policy no longer wants, and what is never removed whatever it
-says: the newest good snapshot, the floor, anything on a clock that has jumped, and for good nothing
-that expired less than the grace period ago.
+"""Expiry: which snapshots a retention policy no longer wants, and what is never removed.
+
+Whatever the policy says, there stay: the newest good snapshot; the floor; everything while the
+clock can't be trusted; for the grace period, what has expired; and, when a source was away for a
+time, what the policy kept when it went away, until it has been back for as long as the grace
+period. The policy is judged at the time of the newest snapshot, never later: a source that isn't
+backed up any more keeps its history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from turku_core.configuration import write_durably
+from turku_core.errors import TurkuError
 from turku_core.retention import Policy
-from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
-from turku_core.storage.snapshots import Environment
+from turku_core.storage import programs
+from turku_core.storage.catalogue import (
+    Catalogue,
+    Record,
+    SourceBusy,
+    SourceFolder,
+    from_json,
+    to_json,
+)
+from turku_core.storage.snapshots import Environment, converge, get_mode, remove
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FLOOR = 3
 DEFAULT_GRACE = timedelta(days=7)
+DEFAULT_RETENTION = "last 5 days, earliest of month"
+
+ABSENCE = timedelta(days=7)
+"""A source that wasn't backed up for longer than this, and than twice its rhythm, was away."""
+
+SETTLING = timedelta(days=7)
+"""For how long it must be back before its policy counts again for what was before."""
+
+_RHYTHM_SNAPSHOTS = 3
+_CLOCK_TOLERANCE = timedelta(hours=1)
+_CLOCK_UNSEEN_MAX = timedelta(days=7)
+_CLOCK_TRUSTED_AFTER_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
 class Decision:
     """What to do with the snapshots of one source.
 
-    `expire` get their time of expiry, `unexpire` lose it (the policy wants them again), `remove`
-    are removed for good. `held` says in sentences why something stays that the policy alone would
-    have expired.
+    `expire` get their time of expiry, `unexpire` lose it (they are wanted again), `remove` are
+    removed for good, `remove_when_full` only while the volume is over its high-water mark; both
+    oldest first. `held` says in sentences why something stays that the policy alone would have
+    expired.
     """
 
     expire: tuple[Record, ...] = ()
     unexpire: tuple[Record, ...] = ()
     remove: tuple[Record, ...] = ()
+    remove_when_full: tuple[Record, ...] = ()
     held: tuple[str, ...] = ()
 
 
@@ -41,47 +76,229 @@ def decide(
     floor: int = DEFAULT_FLOOR,
     grace: timedelta = DEFAULT_GRACE,
     clock_problem: str | None = None,
-    over_high_water: bool = False,
     remove_now: bool = False,
 ) -> Decision:
     """Decide about one source's snapshots; pure.
 
-    `clock_problem` is the reason not to trust `now` (see `judge_clock`). `over_high_water` and
-    `remove_now` (an operator's word) shorten the grace period to nothing.
+    Args:
+        records: All that lies there of one source, in any order.
+        policy: What the source wants kept.
+        now: An aware time; its zone is that of the policy's calendar.
+        floor: How many of the newest good snapshots always stay.
+        grace: For how long an expired snapshot stays restorable.
+        clock_problem: Why `now` can't be trusted (see `judge_clock`).
+        remove_now: An operator's word that the grace period doesn't count.
     """
-    raise NotImplementedError
+    present = sorted(
+        (record for record in records if not record.removing),
+        key=lambda record: (record.taken_at, record.id),
+    )
+    kept = {record.id for record in _newest_good(present, floor)}
+    kept |= {record.id for record in present if record.protected}
+    wanted, held = _wanted(present, policy, now)
+    kept |= wanted
+    unwanted = [record for record in present if record.id not in kept]
+    unexpire = [record for record in present if record.id in kept and record.expired_at]
+    expired = [record for record in unwanted if record.expired_at is not None]
+    if clock_problem is not None:
+        if unwanted:
+            held.append(f"Nothing expires: {clock_problem}")
+        return Decision(
+            unexpire=tuple(unexpire),
+            remove=tuple(expired) if remove_now else (),
+            remove_when_full=tuple(expired),
+            held=tuple(held),
+        )
+    over = [record for record in expired if remove_now or _is_over(record, now, grace)]
+    new = [record for record in unwanted if record.expired_at is None]
+    return Decision(
+        expire=tuple(new),
+        unexpire=tuple(unexpire),
+        remove=tuple(over) + (tuple(new) if remove_now else ()),
+        remove_when_full=tuple(record for record in expired if record not in over),
+        held=tuple(held),
+    )
+
+
+def _is_over(record: Record, now: datetime, grace: timedelta) -> bool:
+    return record.expired_at is not None and now - record.expired_at >= grace
+
+
+def _newest_good(present: Sequence[Record], floor: int) -> Sequence[Record]:
+    """Return the newest good ones; partial ones count where there is nothing better."""
+    good = [record for record in present if record.good]
+    if not good:
+        good = [record for record in present if record.damaged is None]
+    return good[-max(floor, 1) :]
+
+
+def _wanted(present: Sequence[Record], policy: Policy, now: datetime) -> tuple[set[str], list[str]]:
+    """Return the ids of what the policy wants, and sentences about what else is held."""
+    past = [record for record in present if record.taken_at <= now + _CLOCK_TOLERANCE]
+    wanted = {record.id for record in present if record not in past}
+    held = []
+    if wanted:
+        held.append(
+            f"{len(wanted)} snapshots are from the future (the newest of "
+            f"{present[-1].taken_at:%Y-%m-%d}); they stay until their time has come."
+        )
+    undamaged = [record for record in past if record.damaged is None]
+    if not undamaged:
+        return wanted | {record.id for record in past}, held
+    by_policy = _kept(undamaged, policy, now)
+    by_absence = _kept_from_before(undamaged, policy, now) - by_policy
+    if by_absence:
+        held.append(
+            f"{len(by_absence)} snapshots from before the source was away stay until it has been "
+            f"back for {SETTLING.days} days."
+        )
+    damaged = _kept(past, policy, now) - {record.id for record in undamaged}
+    return wanted | by_policy | by_absence | damaged, held
+
+
+def _kept(records: Sequence[Record], policy: Policy, now: datetime) -> set[str]:
+    """Return the ids of what the policy keeps, judged when the newest of them was taken."""
+    judged_at = min(now, records[-1].taken_at.astimezone(now.tzinfo))
+    times = policy.keep([record.taken_at for record in records], judged_at)
+    return {record.id for record in records if record.taken_at in times}
+
+
+def _kept_from_before(records: Sequence[Record], policy: Policy, now: datetime) -> set[str]:
+    """Return the ids of what was kept when the source went away, if it is only just back."""
+    kept: set[str] = set()
+    end = len(records)
+    while end > 1:
+        back = _last_return(records[:end])
+        if back is None or records[end - 1].taken_at - records[back].taken_at >= SETTLING:
+            break
+        before = records[:back]
+        kept |= {records[back].id} | _kept(before, policy, now)
+        end = back
+    return kept
+
+
+def _last_return(records: Sequence[Record]) -> int | None:
+    """Return the index of the last snapshot that came after an absence, or None."""
+    for index in range(len(records) - 1, 0, -1):
+        gap = records[index].taken_at - _before(records, index)
+        if gap <= ABSENCE:
+            continue
+        intervals = [
+            records[each].taken_at - _before(records, each)
+            for each in range(max(1, index - _RHYTHM_SNAPSHOTS), index)
+        ]
+        if not intervals or gap > 2 * min(intervals):
+            return index
+    return None
+
+
+def _before(records: Sequence[Record], index: int) -> datetime:
+    """Return when the snapshot before one was taken, be it here still or not."""
+    present = records[index - 1].taken_at
+    known = records[index].previous_at
+    return present if known is None else max(present, known)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The clock as it was seen: `uptime` is CLOCK_BOOTTIME in seconds, which no one can set."""
+
+    at: datetime
+    boot_id: str
+    uptime: float
 
 
 @dataclass(frozen=True)
 class ClockState:
-    """What was last seen of the clock; kept in `var/lib/turku-storage/clock.json`.
+    """What is known of the clock; kept in `var/lib/turku-storage/clock.json`.
 
-    `consistent_since` is the first time since which no jump was seen.
+    `trusted` was read when all was well, `last` is the last reading. `consistent_seconds` is for
+    how long it has gone evenly since it jumped, and `problem` says how it jumped.
     """
 
-    seen_at: datetime
-    boot_id: str
-    uptime: float
-    consistent_since: datetime | None
-    problem: str | None
+    trusted: Reading
+    last: Reading
+    consistent_seconds: float = 0.0
+    problem: str | None = None
 
 
-def judge_clock(
-    last: ClockState | None, now: datetime, *, boot_id: str, uptime: float
-) -> ClockState:
-    """Compare the clock with what was last seen of it; pure.
+def judge_clock(state: ClockState | None, reading: Reading) -> ClockState:
+    """Compare a reading of the clock with what is known of it; pure.
 
-    `uptime` is CLOCK_BOOTTIME in seconds, which no one can set.
+    A clock is trusted while it goes as evenly as the uptime, over restarts when it hasn't gone back
+    nor further ahead than a week. One that jumped is trusted again when it is back in step, or has
+    gone evenly for a week.
     """
-    raise NotImplementedError
+    if state is None:
+        return ClockState(reading, reading)
+    jump = _jump(state.trusted, reading)
+    if jump is None:
+        return ClockState(reading, reading)
+    if _jump(state.last, reading) is None and state.problem is not None:
+        same_boot = state.last.boot_id == reading.boot_id
+        gone = reading.uptime - (state.last.uptime if same_boot else 0.0)
+        seconds = state.consistent_seconds + max(gone, 0.0)
+        if seconds >= _CLOCK_TRUSTED_AFTER_SECONDS:
+            return ClockState(reading, reading)
+        return ClockState(state.trusted, reading, seconds, state.problem)
+    return ClockState(state.trusted, reading, 0.0, jump)
+
+
+def _jump(earlier: Reading, later: Reading) -> str | None:
+    """Say how the clock jumped between two readings, or None if it didn't."""
+    gone = later.at - earlier.at
+    if earlier.boot_id == later.boot_id:
+        expected = timedelta(seconds=later.uptime - earlier.uptime)
+        if abs(gone - expected) <= _CLOCK_TOLERANCE:
+            return None
+        way = "ahead" if gone > expected else "back"
+        return (
+            f"the clock jumped {way} to {later.at:%Y-%m-%d %H:%M} (by {abs(gone - expected)}); "
+            "it is trusted again after a week of going evenly, or when it is back in step."
+        )
+    if gone < -_CLOCK_TOLERANCE:
+        return (
+            f"the clock went back from {earlier.at:%Y-%m-%d %H:%M} to {later.at:%Y-%m-%d %H:%M}; "
+            "it is trusted again after a week of going evenly, or when it is back in step."
+        )
+    if gone > _CLOCK_UNSEEN_MAX:
+        return (
+            f"this storage unit wasn't running since {earlier.at:%Y-%m-%d %H:%M}, or its clock "
+            f"jumped to {later.at:%Y-%m-%d %H:%M}; it is trusted after a week of going evenly."
+        )
+    return None
 
 
 def observe_clock(state_folder: Path, now: datetime) -> str | None:
     """Remember durably that it is `now`; return why the clock can't be trusted, or None.
 
-    To be called by the worker at least hourly.
+    To be called by the worker at least daily, better hourly; `run` does it too.
     """
-    raise NotImplementedError
+    file = state_folder / "clock.json"
+    reading = Reading(now, programs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    state = judge_clock(_read_clock(file), reading)
+    values = {
+        **to_json(state),
+        "trusted": to_json(state.trusted),
+        "last": to_json(state.last),
+    }
+    write_durably(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    return state.problem
+
+
+def _read_clock(file: Path) -> ClockState | None:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        trusted, last = (
+            Reading(**from_json(Reading, values[name])) for name in ("trusted", "last")
+        )
+        seconds, problem = float(values["consistent_seconds"]), values["problem"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.error("%s can't be read, the clock is taken for right: %s", file, error)
+        return None
+    return ClockState(trusted, last, seconds, None if problem is None else str(problem))
 
 
 @dataclass(frozen=True)
@@ -102,6 +319,17 @@ class ExpiryReport:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Rules:
+    now: datetime
+    floor: int
+    grace: timedelta
+    default_retention: str
+    clock_problem: str | None
+    remove_now: bool
+    dry_run: bool
+
+
 def run(
     catalogue: Catalogue,
     environment: Environment,
@@ -109,7 +337,7 @@ def run(
     *,
     floor: int = DEFAULT_FLOOR,
     grace: timedelta = DEFAULT_GRACE,
-    default_retention: str = "last 5 days, earliest of month",
+    default_retention: str = DEFAULT_RETENTION,
     machine: str | None = None,
     source: str | None = None,
     remove_now: bool = False,
@@ -119,6 +347,144 @@ def run(
     """Expire and remove snapshots on all mounted volumes, or of one machine or source.
 
     Also sweeps what crashes left half-made. One source that can't be handled never stops another;
-    a busy one is left for the next run.
+    a busy one is left for the next run. `trust_clock` is an operator's word that the clock is
+    right.
     """
-    raise NotImplementedError
+    clock_problem = observe_clock(catalogue.state_folder, now)
+    rules = _Rules(
+        now,
+        floor,
+        grace,
+        default_retention,
+        None if trust_clock else clock_problem,
+        remove_now,
+        dry_run,
+    )
+    changes: list[Change] = []
+    held: list[str] = []
+    problems: list[str] = list(catalogue.volumes.problems())
+    for folders in _by_source(catalogue.folders(machine, source)):
+        label = folders[0].label
+        try:
+            _handle(catalogue, folders, environment, rules, changes, held)
+        except SourceBusy as error:
+            held.append(str(error))
+        except (TurkuError, OSError, ValueError) as error:
+            problems.append(f"{label}: {error}")
+            logger.error("%s: expiry failed: %s", label, error)
+    return ExpiryReport(tuple(changes), tuple(held), tuple(problems))
+
+
+def _by_source(folders: Sequence[SourceFolder]) -> list[list[SourceFolder]]:
+    """Return the folders of each source together: its old layout, its new one, other volumes."""
+    grouped: dict[tuple[str, str], list[SourceFolder]] = {}
+    for folder in folders:
+        grouped.setdefault((folder.machine, folder.source), []).append(folder)
+    return list(grouped.values())
+
+
+def _handle(
+    catalogue: Catalogue,
+    folders: Sequence[SourceFolder],
+    environment: Environment,
+    rules: _Rules,
+    changes: list[Change],
+    held: list[str],
+) -> None:
+    """Expire the snapshots of one source, wherever they lie."""
+    places: dict[Record, SourceFolder] = {}
+    for folder in folders:
+        if not rules.dry_run:
+            converge(catalogue, folder, environment)
+        places |= dict.fromkeys(catalogue.records(folder)[0], folder)
+    decision = decide(
+        list(places),
+        _policy(folders, list(places), rules),
+        rules.now,
+        floor=rules.floor,
+        grace=rules.grace,
+        clock_problem=rules.clock_problem,
+        remove_now=rules.remove_now,
+    )
+    held += [f"{folders[0].label}: {sentence}" for sentence in decision.held]
+    carry_out = _dry if rules.dry_run else _carry_out
+    carry_out(catalogue, places, environment, rules, decision, changes)
+
+
+def _policy(folders: Sequence[SourceFolder], records: Sequence[Record], rules: _Rules) -> Policy:
+    """Return the policy that was received last; one that can't be read isn't guessed at."""
+    received = [state.retention for state in (folder.state() for folder in folders)]
+    received += [record.retention for record in sorted(records, key=_newest_first)]
+    return Policy.parse(next(filter(None, received), rules.default_retention))
+
+
+def _newest_first(record: Record) -> float:
+    return -record.taken_at.timestamp()
+
+
+def _dry(
+    catalogue: Catalogue,
+    places: Mapping[Record, SourceFolder],
+    environment: Environment,
+    rules: _Rules,
+    decision: Decision,
+    changes: list[Change],
+) -> None:
+    """Only tell what would be done."""
+    changes += [Change(places[record], record, "committed") for record in decision.unexpire]
+    changes += [Change(places[record], record, "expired") for record in decision.expire]
+    doomed = list(decision.remove)
+    doomed += [
+        record
+        for record in decision.remove_when_full
+        if catalogue.volumes.over_high_water(places[record].volume)
+    ]
+    changes += [Change(places[record], record, "removed") for record in doomed]
+
+
+def _carry_out(
+    catalogue: Catalogue,
+    places: Mapping[Record, SourceFolder],
+    environment: Environment,
+    rules: _Rules,
+    decision: Decision,
+    changes: list[Change],
+) -> None:
+    """Do it, the removals last and one by one."""
+    for record, expired_at in (
+        *((record, None) for record in decision.unexpire),
+        *((record, rules.now) for record in decision.expire),
+    ):
+        folder = places[record]
+        changed = dataclasses.replace(record, expired_at=expired_at)
+        with folder.lock():
+            catalogue.write(folder, changed)
+        state = "committed" if expired_at is None else "expired"
+        changes.append(Change(folder, changed, state))
+        logger.info("%s: snapshot %s is %s", folder.label, record.id, state)
+    touched: set[tuple[SourceFolder, str]] = set()
+    for record in decision.remove:
+        _remove(catalogue, places[record], record, environment, changes)
+        touched.add((places[record], record.mode))
+    for folder, mode in touched:
+        with folder.lock():
+            get_mode(mode, environment).tidy(folder)
+    for record in decision.remove_when_full:
+        folder = places[record]
+        if catalogue.volumes.over_high_water(folder.volume):
+            _remove(catalogue, folder, record, environment, changes)
+            with folder.lock():
+                # Whether there is room enough now is known only when it is freed.
+                get_mode(record.mode, environment).tidy(folder)
+
+
+def _remove(
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    record: Record,
+    environment: Environment,
+    changes: list[Change],
+) -> None:
+    with folder.lock():
+        remove(catalogue, folder, record, environment)
+    changes.append(Change(folder, record, "removed"))

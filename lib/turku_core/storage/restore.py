@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from turku_core.storage.catalogue import (
     MIRROR,
     Catalogue,
     NoSuchSnapshot,
+    Readable,
     Record,
     SourceFolder,
 )
@@ -144,10 +145,10 @@ def open_snapshot(
     """
     folder, record = chosen.folder, chosen.record
     if record is None:
-        with folder.lock(), folder.reading():
+        with folder.lock(), folder.reading(Readable.MIRROR):
             yield folder.mirror
         return
-    with folder.reading():
+    with folder.reading(Readable.MIRROR):
         if folder.mirror.is_dir() and folder.state().mirror_id == record.id:
             yield folder.mirror
             return
@@ -177,18 +178,13 @@ def make_local_command(
 ) -> list[str]:
     """Return the rsync command of a restore to a local folder.
 
-    As root the receiving half makes real owners and devices of fake-super's attributes; else it
-    doesn't try what the kernel would refuse.
+    The receiving half makes real owners and devices of fake-super's attributes as root, and else
+    doesn't try what the kernel would refuse (without either option it would make fake ones).
     """
-    whose = (
-        ["--remote-option=--super"]
-        if as_root
-        else ["--no-owner", "--no-devices", "--omit-dir-times"]
-    )
     return [
         *_make_command(manner, selected=selected),
         "--fake-super",
-        *whose,
+        f"--remote-option={'--super' if as_root else '--no-super'}",
         "--",
         f"{tree}/",
         f"{target}/",
@@ -296,14 +292,17 @@ def restore_to_folder(
         )
     if as_root or not restored.ok:
         return restored
-    hint = "Owners and devices could not be restored; run it as root for those."
-    return Restored(
-        restored.ok,
-        f"{restored.message} {hint}".strip(),
-        restored.files,
-        restored.bytes,
-        restored.changes,
-    )
+    hint = "Owners, devices and privileged attributes are restored by root only."
+    return replace(restored, message=f"{restored.message} {hint}".strip())
+
+
+def restore_tree(tree: Path, target: Path, paths: Sequence[str] = ()) -> Restored:
+    """Restore from a tree that is open already to a local folder, which is made."""
+    target.mkdir(parents=True, exist_ok=True)
+    as_root = os.geteuid() == 0
+    manner = Manner()
+    command = make_local_command(tree, target, manner, selected=bool(paths), as_root=as_root)
+    return _run(command, paths, manner, env={}, on_progress=None, on_change=None)
 
 
 def wanted_paths(chosen: Chosen, paths: Sequence[str]) -> tuple[str, ...]:

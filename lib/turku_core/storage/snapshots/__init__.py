@@ -37,6 +37,7 @@ from turku_core.storage.catalogue import (
     Catalogue,
     Condition,
     Pending,
+    Readable,
     Record,
     SourceFolder,
     rebuilt_record,
@@ -102,6 +103,9 @@ class Mode(ABC):
     keeps_mirror: ClassVar[bool] = True
     """Whether the mirror stays as it is after a commit, equal to the newest snapshot."""
 
+    reads: ClassVar[Readable] = Readable.SNAPSHOTS
+    """What a restore from a snapshot reads."""
+
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
 
@@ -124,7 +128,7 @@ class Mode(ABC):
                 unsynced_boot_id=state.unsynced_boot_id if distrust else boot_id,
             )
         )
-        with folder.unread():
+        with folder.unread(Readable.MIRROR):
             if self.keeps_mirror and state.mirror_mode not in _MIRRORS_OF_THEIR_OWN:
                 # A tree of link-dest shares inodes with snapshots: never write into it.
                 programs.remove_tree(folder.mirror)
@@ -285,6 +289,7 @@ def commit(
                 raise SnapshotError(
                     f"{folder.label}: snapshot {pending.record.id} could not be made: {error}."
                 ) from error
+            record = dataclasses.replace(record, previous_at=_previous(catalogue, folder, record))
             catalogue.write(folder, record)
         _finish(folder, mode, record)
         return record
@@ -297,6 +302,12 @@ def _committed(catalogue: Catalogue, folder: SourceFolder, pending: Pending) -> 
         if written and found.record.id == pending.record.id:
             return found.record
     return None
+
+
+def _previous(catalogue: Catalogue, folder: SourceFolder, record: Record) -> datetime | None:
+    """Return when the snapshot before a new one was taken."""
+    times = [each.taken_at for each in catalogue.records(folder)[0]]
+    return max((time for time in times if time < record.taken_at), default=None)
 
 
 def _give_up(folder: SourceFolder, mode: Mode, pending: Pending) -> None:
@@ -334,7 +345,7 @@ def remove(
     Raises SourceBusy while it is being restored from, and SnapshotError.
     """
     mode = get_mode(record.mode, environment)
-    with folder.unread():
+    with folder.unread(mode.reads):
         catalogue.write(folder, dataclasses.replace(record, removing=True))
         try:
             mode.remove(folder, record)
@@ -354,7 +365,7 @@ def converge(catalogue: Catalogue, folder: SourceFolder, environment: Environmen
     Takes the source's lock. Raises SourceBusy.
     """
     done: list[str] = []
-    with folder.lock(), folder.unread():
+    with folder.lock(), folder.unread(Readable.SNAPSHOTS):
         done += _remove_left_overs(folder)
     with folder.lock():
         done += _settle(catalogue, folder, environment)

@@ -24,8 +24,10 @@ from turku_core.storage.catalogue import MIRROR, SNAPSHOT_ID, Pending, Record, S
 from turku_core.storage.mirror import Target
 from turku_core.storage.snapshots import Mode, SnapshotError
 
-_LOCK_SECONDS = 600
-_MACHINE_LOCK_SECONDS = 6 * 3600.0
+_READER_LOCK_SECONDS = 600
+_WRITER_LOCK_SECONDS = 6 * 3600
+"""A long restore from the repository holds a commit up, and doesn't make it fail."""
+
 _WARNING = 1
 _REPORTED_MAX = 600
 
@@ -52,7 +54,7 @@ class Borg(Mode):
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Make the archive, unless a commit before a crash has made it."""
         record = replace(pending.record, archive=archive_name(folder, pending.record.id))
-        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
             self._make_repository(folder, held)
             command = make_create_command(folder.repository, record)
             made = self._run(folder, command, cwd=folder.path, held=held)
@@ -84,8 +86,8 @@ class Borg(Mode):
         self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
     ) -> Iterator[Path]:
         """Extract the archive beside the mirror, or as much of it as is wanted."""
-        with folder.reading():
-            place = Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.path))
+        with folder.reading(self.reads):
+            place = Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.scratch))
             try:
                 command = make_extract_command(folder.repository, record, paths)
                 _check(folder, self._run(folder, command, cwd=place), may_warn=bool(paths))
@@ -97,15 +99,15 @@ class Borg(Mode):
         """Delete the archive; its room is freed by `tidy`."""
         if not folder.repository.is_dir():
             return
-        command = ["borg", "delete", *_common(), _archive(folder, record)]
-        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+        command = ["borg", "delete", *_common(_WRITER_LOCK_SECONDS), _archive(folder, record)]
+        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
             deleted = self._run(folder, command, held=held)
         if deleted.code > _WARNING and "does not exist" not in deleted.stderr:
             _check(folder, deleted)
 
     def tidy(self, folder: SourceFolder) -> None:
         """Delete checkpoints of broken-off commits of this source, and free unused room."""
-        with folder.machine_lock(wait_seconds=_MACHINE_LOCK_SECONDS) as held:
+        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
             stem = re.escape(folder.source)
             pattern = re.compile(rf"{stem}-{SNAPSHOT_ID.pattern}\.checkpoint(?:\.\d+)?")
             command = ["borg", "list", "--short", "--consider-checkpoints", *_common()]
@@ -113,9 +115,19 @@ class Borg(Mode):
             names = listed.stdout.decode("utf-8", "surrogateescape").splitlines()
             for name in names:
                 if pattern.fullmatch(name):
-                    command = ["borg", "delete", *_common(), f"{folder.repository}::{name}"]
+                    command = [
+                        "borg",
+                        "delete",
+                        *_common(_WRITER_LOCK_SECONDS),
+                        f"{folder.repository}::{name}",
+                    ]
                     self._checked(folder, command, held=held)
-            command = ["borg", "compact", *_common(), os.fspath(folder.repository)]
+            command = [
+                "borg",
+                "compact",
+                *_common(_WRITER_LOCK_SECONDS),
+                os.fspath(folder.repository),
+            ]
             self._checked(folder, command, held=held)
 
     def verify(self, folder: SourceFolder, record: Record) -> str | None:
@@ -124,6 +136,8 @@ class Borg(Mode):
             make_check_command(folder.repository, record),
             ["borg", "extract", "--dry-run", *_common(), _archive(folder, record)],
         ]
+        if not folder.repository.is_dir():
+            return "The machine's repository is gone."
         for command in commands:
             checked = self._run(folder, command)
             if checked.code < 0 or "Failed to create/acquire the lock" in checked.stderr:
@@ -225,7 +239,7 @@ def make_create_command(repository: Path, record: Record) -> list[str]:
         "borg",
         "create",
         "--json",
-        *_common(),
+        *_common(_WRITER_LOCK_SECONDS),
         "--compression=lz4",
         "--files-cache=ctime,size,inode",
         "--noctime",
@@ -283,8 +297,8 @@ def _glob_escaped(text: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", text)
 
 
-def _common() -> list[str]:
-    return [f"--lock-wait={_LOCK_SECONDS}"]
+def _common(lock_seconds: int = _READER_LOCK_SECONDS) -> list[str]:
+    return [f"--lock-wait={lock_seconds}"]
 
 
 def _archive(folder: SourceFolder, record: Record) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import manifest, programs
-from turku_core.storage.catalogue import Pending, Record, SourceFolder
+from turku_core.storage.catalogue import Pending, Readable, Record, SourceFolder
 from turku_core.storage.mirror import Target
 from turku_core.storage.snapshots import Mode, SnapshotError
 from turku_core.storage.snapshots.trees import sample_of_tree
@@ -19,6 +19,7 @@ class Nothing(Mode):
     """The mirror and nothing else."""
 
     name = "none"
+    reads = Readable.MIRROR
 
     def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
         ensure_private_folder(folder.mirror)
@@ -50,7 +51,7 @@ class Nothing(Mode):
         self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
     ) -> Iterator[Path]:
         """Give the mirror, if it is still what it was."""
-        with folder.reading():
+        with folder.reading(self.reads):
             self._check(folder, record)
             yield folder.mirror
 

@@ -47,7 +47,7 @@ class TreeMode(Mode):
         self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
     ) -> Iterator[Path]:
         """Give the tree itself."""
-        with folder.reading():
+        with folder.reading(self.reads):
             tree = self._tree(folder, record)
             if not tree.is_dir():
                 raise SnapshotError(
