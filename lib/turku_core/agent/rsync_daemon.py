@@ -6,6 +6,7 @@ versions 3.2.7 and 3.5.0.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -217,12 +218,14 @@ def unmunge_links(folder: Path) -> int:
 
     Outside a chroot rsync's daemon stores a link's target with a prefix, so that nobody can be led
     out of the module while it is being written (rsyncd.conf(5), munge symlinks). Afterwards the
-    prefix has to go. A link that is replaced keeps its time, and its folder too.
+    prefix has to go. A link that is replaced keeps its time, its owner and its other names, and
+    its folder keeps its time.
 
     Returns:
         How many links were changed.
     """
     changed = 0
+    replaced: dict[tuple[int, int], Path] = {}
     for parent, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
         for name in (*folders, *files):
             try:
@@ -230,21 +233,30 @@ def unmunge_links(folder: Path) -> int:
             except OSError:
                 continue
             if target.startswith(_MUNGED):
-                _replace_link(parent, name, descriptor, target.removeprefix(_MUNGED))
+                _replace_link(Path(parent, name), descriptor, target, replaced)
                 changed += 1
     return changed
 
 
-def _replace_link(parent: str, name: str, descriptor: int, target: str) -> None:
-    link = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+def _replace_link(
+    path: Path, descriptor: int, munged: str, replaced: dict[tuple[int, int], Path]
+) -> None:
+    link = os.stat(path.name, dir_fd=descriptor, follow_symlinks=False)
     folder = os.stat(descriptor)
     temporary = f".{secrets.token_hex(8)}.turku"
-    os.symlink(target, temporary, dir_fd=descriptor)
-    os.utime(
-        temporary,
-        ns=(link.st_atime_ns, link.st_mtime_ns),
-        dir_fd=descriptor,
-        follow_symlinks=False,
-    )
-    os.rename(temporary, name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+    twin = replaced.get((link.st_dev, link.st_ino))
+    if twin is not None:
+        os.link(twin, temporary, dst_dir_fd=descriptor, follow_symlinks=False)
+    else:
+        os.symlink(munged.removeprefix(_MUNGED), temporary, dir_fd=descriptor)
+        # A user may only keep a group of their own.
+        with contextlib.suppress(PermissionError):
+            os.chown(
+                temporary, link.st_uid, link.st_gid, dir_fd=descriptor, follow_symlinks=False
+            )
+        times = (link.st_atime_ns, link.st_mtime_ns)
+        os.utime(temporary, ns=times, dir_fd=descriptor, follow_symlinks=False)
+        if link.st_nlink > 1:
+            replaced[link.st_dev, link.st_ino] = path
+    os.rename(temporary, path.name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
     os.utime(descriptor, ns=(folder.st_atime_ns, folder.st_mtime_ns))

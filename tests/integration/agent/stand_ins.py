@@ -378,7 +378,9 @@ class AgentMachine:
     def leftovers(self) -> list[str]:
         """Return what is in the folder of sessions beside its lock."""
         folder = self.run_folder / "sessions"
-        return sorted(p.name for p in folder.iterdir() if p.name != ".lock") if folder.exists() else []
+        return (
+            sorted(p.name for p in folder.iterdir() if p.name != ".lock") if folder.exists() else []
+        )
 
 
 class Finished:
