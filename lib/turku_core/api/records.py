@@ -36,7 +36,7 @@ def add_backup(
 
 
 def subject(source: Source, storage: StorageUnit | None) -> dict[str, Any]:
-    """Return the fields that say what a record is about, by reference and by name."""
+    """Return the fields that say what a record is about, but for the source's reference."""
     machine = source.machine
     return {
         "machine": machine,

@@ -200,7 +200,7 @@ def _record_snapshots(
     source: Source, unit: StorageUnit, states: Sequence[messages.SnapshotState], now: datetime
 ) -> None:
     """Take over the states of snapshots, many at once; those not named stay as they are."""
-    subject = records.subject(source, unit)
+    subject = {"source": source, **records.subject(source, unit)}
     newest = {state.name: state for state in states}
     rows = [
         Snapshot(

@@ -1,0 +1,83 @@
+"""Which storage unit a source is placed on."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from tests.support.api_world import GIB, World
+from turku_core.api.models import Assignment, StorageUnit
+from turku_core.api.placement import draw
+
+
+def _unit(name: str, total: float, available: float, **more: object) -> StorageUnit:
+    return StorageUnit(name=name, space_total=total, space_available=available, **more)
+
+
+def test_units_are_drawn_in_proportion_to_their_free_space() -> None:
+    units = [_unit("half", 1000, 500), _unit("empty", 1000, 1000)]
+    chance = random.Random(1)
+    drawn = Counter(str(draw(units, chance)) for _ in range(6000))
+    assert 1.85 < drawn["empty"] / drawn["half"] < 2.15
+
+
+def test_units_that_are_full_paused_or_not_active_are_never_drawn() -> None:
+    closed = [
+        _unit("full", 1000, 200),
+        _unit("silent", 0, 0),
+        _unit("paused", 1000, 1000, paused=True),
+        _unit("unpublished", 1000, 1000, published=False),
+        _unit("disabled", 1000, 1000, active=False),
+        _unit("careful", 1000, 900, high_water_mark=10),
+    ]
+    chance = random.Random(1)
+    assert draw(closed, chance) is None
+    assert draw([], chance) is None
+    last = _unit("last", 10, 2.5)
+    assert {str(draw([*closed, last], chance)) for _ in range(50)} == {"last"}
+
+
+def test_a_machine_s_next_sources_join_its_first(world: World) -> None:
+    for number in range(8):
+        world.unit(f"store-{number}")
+    agent = world.agent(sources={f"s{number}": {"path": "/s"} for number in range(5)})
+    agent.update(sources={f"s{number}": {"path": "/s"} for number in range(10)})
+    assert len({source.storage_id for source in agent.row.sources.all()}) == 1
+
+
+def test_a_new_source_goes_elsewhere_when_the_machine_s_unit_is_full_and_the_old_ones_stay(
+    world: World,
+) -> None:
+    first = world.unit("store-1")
+    agent = world.agent()
+    first.update(space_available=10 * GIB)
+    second = world.unit("store-2")
+    agent.update(sources={"docs": {"path": "/srv/docs"}, "more": {"path": "/more"}})
+    assert agent.source("docs").storage == first.row
+    assert agent.source("more").storage == second.row
+    for unit in (first, second):
+        assert list(unit.update().json["machines"]) == [agent.uuid]
+    scheduled = agent.check_in()
+    assert {name: source["storage"]["name"] for name, source in scheduled.items()} == {
+        "docs": "store-1",
+        "more": "store-2",
+    }
+    sessions = [unit.open_session(agent).json["machine"] for unit in (first, second)]
+    assert [list(session["scheduled_sources"]) for session in sessions] == [["docs"], ["more"]]
+
+
+def test_a_source_that_found_no_room_is_placed_at_a_later_check_in(world: World) -> None:
+    agent = world.agent()
+    assert agent.check_in() == {}
+    assert "No storage unit has room" in agent.source().problem
+    unit = world.unit()
+    assert agent.check_in() == {}
+    assert agent.source().storage == unit.row
+    unit.update()
+    assert list(agent.check_in()) == ["docs"]
+
+
+def test_a_machine_is_let_in_on_each_unit_once(world: World) -> None:
+    world.unit()
+    agent = world.agent(sources={"a": {"path": "/a"}, "b": {"path": "/b"}})
+    assert Assignment.objects.get().machine == agent.row
