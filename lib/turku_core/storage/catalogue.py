@@ -32,6 +32,7 @@ from typing import Any
 from turku_core import fields
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.errors import TryAgainLater, TurkuError
+from turku_core.storage import programs
 from turku_core.storage.volumes import Volume, Volumes
 
 logger = logging.getLogger(__name__)
@@ -661,8 +662,11 @@ def _point(link: Path, target: str) -> None:
 @contextmanager
 def _flocked(path: Path, kind: int, wait_seconds: float, busy: str) -> Iterator[int]:
     """Hold a lock on a file that is made but never removed: others may be waiting on it."""
+    is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        if is_new:
+            programs.give(path, programs.owner_of(path.parent))
         deadline = time.monotonic() + wait_seconds
         while True:
             try:

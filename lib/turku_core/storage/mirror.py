@@ -21,6 +21,9 @@ CONNECT_SECONDS = 30
 IO_SECONDS = 600
 """How long nothing may come: the agent may be reading one large file for its checksums."""
 
+NANOSECONDS = "--modify-window=-1"
+"""Without it rsync takes files of one size that were changed in the same second for the same."""
+
 _WORDS_LINES_MAX = 20
 _PROGRESS = re.compile(rb"([\d,.]+)\s+(\d+)%\s")
 _STATISTICS = {
@@ -131,6 +134,7 @@ def make_rsync_command(
         "--xattrs",
         "--sparse",
         "--numeric-ids",
+        NANOSECONDS,
         "--fake-super",
         "--delete",
         "--delete-excluded",

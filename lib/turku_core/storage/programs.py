@@ -68,6 +68,7 @@ def run(
     on_stdout: Callable[[bytes], None] | None = None,
     hold: Sequence[int] = (),
     nice: bool = False,
+    identity: tuple[int, int] | None = None,
 ) -> Finished:
     """Run a program to its end, in a process group of its own that dies with this process.
 
@@ -80,6 +81,7 @@ def run(
         on_stdout: Is given standard output as it comes, instead of `Finished.stdout`.
         hold: File descriptors (of locks) that stay open for as long as the program lives.
         nice: Run it at low priority, for background work.
+        identity: The user and group to run it as, which only root may say (see `owner_of`).
 
     Raises:
         ProgramMissing: It isn't installed.
@@ -96,6 +98,9 @@ def run(
             pass_fds=tuple(hold),
             start_new_session=True,
             preexec_fn=_begin_nicely if nice else _begin,
+            user=None if identity is None else identity[0],
+            group=None if identity is None else identity[1],
+            extra_groups=None if identity is None else (),
         )
     except FileNotFoundError as error:
         if cwd is not None and not cwd.is_dir():
@@ -186,6 +191,23 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
+
+
+def owner_of(path: Path) -> tuple[int, int] | None:
+    """Return whose files to write at `path`, when this is root and they are another user's.
+
+    An administrator restores as root; what is left on the volume must stay the storage unit's own.
+    """
+    if os.geteuid() != 0:
+        return None
+    status = path.stat()
+    return (status.st_uid, status.st_gid) if status.st_uid != 0 else None
+
+
+def give(path: Path, owner: tuple[int, int] | None) -> None:
+    """Give a file or folder that was just made to its owner (see `owner_of`)."""
+    if owner is not None:
+        os.chown(path, *owner, follow_symlinks=False)
 
 
 def sync_file_system(path: Path) -> None:

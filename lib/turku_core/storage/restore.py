@@ -24,6 +24,7 @@ from turku_core.storage.catalogue import (
 from turku_core.storage.mirror import (
     CONNECT_SECONDS,
     IO_SECONDS,
+    NANOSECONDS,
     Daemon,
     Outcome,
     Output,
@@ -200,6 +201,7 @@ def _make_command(manner: Manner, *, selected: bool) -> list[str]:
         "--xattrs",
         "--sparse",
         "--numeric-ids",
+        NANOSECONDS,
         "--no-human-readable",
         f"--info=stats2{',progress2' if manner.progress else ''}",
     ]

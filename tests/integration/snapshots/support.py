@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import subprocess
@@ -16,10 +17,12 @@ from pathlib import Path
 from turku_core.storage import mirror, restore
 from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
 from turku_core.storage.mirror import Daemon, PullOptions, Received
-from turku_core.storage.snapshots import Environment, Taken, commit, get_mode
+from turku_core.storage.snapshots import Environment, Taken, commit, get_mode, remove
 from turku_core.storage.volumes import Volume, Volumes
 
 MACHINE = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+NOBODY = 65534
+PLAIN = PullOptions()
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 5, 3, 0, tzinfo=timezone.utc)
 
@@ -39,7 +42,7 @@ class Unit:
         *,
         at: datetime = START,
         source: str = "docs",
-        options: PullOptions = PullOptions(),
+        options: PullOptions = PLAIN,
         path: str | None = None,
         retention: str = "last 5 days, earliest of month",
     ) -> Record:
@@ -59,7 +62,7 @@ class Unit:
         *,
         at: datetime = START,
         source: str = "docs",
-        options: PullOptions = PullOptions(),
+        options: PullOptions = PLAIN,
         path: str | None = None,
         retention: str = "last 5 days, earliest of month",
     ) -> tuple[SourceFolder, Received]:
@@ -78,6 +81,11 @@ class Unit:
         """Restore to a local folder."""
         chosen = restore.choose_snapshot(self.catalogue, MACHINE, "docs", wanted)
         return restore.restore_to_folder(chosen, target, self.environment, paths=paths)
+
+    def remove(self, folder: SourceFolder, record: Record) -> None:
+        """Remove a snapshot for good."""
+        with folder.lock():
+            remove(self.catalogue, folder, record, self.environment)
 
     def ids(self) -> list[str]:
         """Return the ids of what is listed, oldest first."""
@@ -112,9 +120,12 @@ def serve(path: Path, *, writable: bool = False, module: str = "docs") -> Iterat
         secrets.write_text("user:password-of-the-session\n")
         secrets.chmod(0o600)
         configuration = private / "rsyncd.conf"
-        identity = "uid = root\ngid = root\n" if os.geteuid() == 0 else ""
+        # Outside a chroot a writable module would change absolute links (rsyncd.conf(5)).
+        identity = "uid = root\ngid = root\nuse chroot = yes\n"
+        if os.geteuid() != 0:
+            identity = "use chroot = no\n"
         configuration.write_text(
-            f"address = 127.0.0.1\nport = {port}\nuse chroot = no\n{identity}"
+            f"address = 127.0.0.1\nport = {port}\nmunge symlinks = no\n{identity}"
             f"[{module}]\npath = {path}\nread only = {'no' if writable else 'yes'}\n"
             f"list = no\nauth users = user\nsecrets file = {secrets}\n"
         )
@@ -141,3 +152,80 @@ def _wait_for(port: int) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+
+
+class _CapabilityHeader(ctypes.Structure):
+    """See capset(2)."""
+
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = [
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    ]
+
+
+@contextlib.contextmanager
+def nobodys_folder() -> Iterator[Path]:
+    """Give a folder that belongs to nobody, below one that everybody may enter."""
+    with tempfile.TemporaryDirectory(prefix="turku-test-") as name:
+        outer = Path(name)
+        outer.chmod(0o755)
+        inner = outer / "nobody"
+        inner.mkdir()
+        os.chown(inner, NOBODY, NOBODY)
+        yield inner
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be nobody for a while, and so is every program that is begun.
+
+    Only this process itself may read what it couldn't, since Python's own files may lie in root's
+    home; programs have no privileges at all. The real user stays root, to be able to come back.
+    """
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, 0)
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        _keep_reading()
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+
+
+def _keep_reading() -> None:
+    """Take CAP_DAC_READ_SEARCH alone into effect (capabilities(7), capset(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = _CapabilityHeader(0x20080522, 0)
+    data = (_CapabilityData * 2)()
+    if libc.capget(ctypes.byref(header), data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    data[0].effective = 1 << 2
+    if libc.capset(ctypes.byref(header), data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@contextlib.contextmanager
+def btrfs_volume(mib: int = 256) -> Iterator[Path]:
+    """Give a btrfs file system on a loop device that belongs to nobody; it goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="turku-btrfs-") as name:
+        outer = Path(name)
+        outer.chmod(0o755)
+        image, place = outer / "image", outer / "volume"
+        with image.open("wb") as file:
+            file.truncate(mib * 1024 * 1024)
+        place.mkdir()
+        subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop,user_subvol_rm_allowed", image, place], check=True)
+        try:
+            os.chown(place, NOBODY, NOBODY)
+            yield place
+        finally:
+            subprocess.run(["umount", place], check=True)

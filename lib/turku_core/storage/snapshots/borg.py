@@ -88,6 +88,7 @@ class Borg(Mode):
         """Extract the archive beside the mirror, or as much of it as is wanted."""
         with folder.reading(self.reads):
             place = Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.scratch))
+            programs.give(place, programs.owner_of(folder.machine_path))
             try:
                 command = make_extract_command(folder.repository, record, paths)
                 _check(folder, self._run(folder, command, cwd=place), may_warn=bool(paths))
@@ -190,13 +191,16 @@ class Borg(Mode):
         held: int | None = None,
     ) -> programs.Finished:
         base = self.environment.state_folder / "borg"
-        ensure_private_folder(base)
+        owner = programs.owner_of(folder.machine_path)
+        if ensure_private_folder(base):
+            programs.give(base, owner)
         return programs.run(
             command,
             env=make_environment(base, folder.source),
             cwd=cwd,
             hold=() if held is None else (held,),
             nice=True,
+            identity=owner,
         )
 
     def _checked(
