@@ -179,7 +179,10 @@ def check_in(session: Session) -> int:
         ]
         for name, source in permission.scheduled.items():
             login = session.request.sources.get(name)
-            if login is None:
+            reason = session.request.cancelled.get(name)
+            if reason is not None:
+                outcomes.append(fail(session, name, session.clock(), reason))
+            elif login is None:
                 session.voice.message(f"{name}: it is due, but this session doesn't serve it.")
             elif session.lifeline.cancelled():
                 break

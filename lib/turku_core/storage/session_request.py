@@ -69,6 +69,8 @@ class Request:
         port: Where the tunnel to the agent's rsync daemon ends on this host's loopback.
         sources: The logins of the daemon's modules, by name.
         problems: A sentence for each module that was left out because it isn't valid.
+        cancelled: Why the agent itself can't back a source up, by name: its path isn't there, or a
+            hook said no. It goes on the record as the source's failure.
         events: Whether the agent reads JSON events; otherwise it shows lines of text.
         restore: None in a restore means that the agent waits for an administrator.
     """
@@ -77,6 +79,7 @@ class Request:
     port: int | None
     sources: Mapping[str, Login]
     problems: tuple[str, ...] = ()
+    cancelled: Mapping[str, str] = field(default_factory=dict)
     verbose: bool = False
     events: bool = False
     restore: RestoreWish | None = None
@@ -157,6 +160,7 @@ def _parse(values: Mapping[str, Any]) -> Request:
         else fields.port(fields.required(values, "port"), "port"),
         sources=sources,
         problems=tuple(problems),
+        cancelled=fields.optional(values, "cancelled", _reasons, {}),
         verbose=fields.optional(values, "verbose", fields.boolean, False),
         events=fields.optional(values, "events", fields.boolean, False),
         restore=None if wish is None or action != "restore" else _wish(wish, "restore"),
@@ -180,6 +184,16 @@ def _logins(sources: Mapping[str, Any]) -> tuple[dict[str, Login], list[str]]:
         except fields.FieldError as error:
             problems.append(f"A source of the request is left out: {error}.")
     return good, problems
+
+
+def _reasons(value: object, place: str) -> dict[str, str]:
+    reasons = fields.mapping(value, place)
+    if len(reasons) > fields.SOURCES_MAX:
+        raise fields.FieldError(place, f"must have at most {fields.SOURCES_MAX} sources")
+    return {
+        fields.name(name, f"{place}, source name"): fields.long_text(reason, f"{place}.{name}")
+        for name, reason in reasons.items()
+    }
 
 
 def _wish(value: object, place: str) -> RestoreWish:

@@ -177,9 +177,11 @@ class Volumes:
 
         `existing` are the volumes where the machine already has sources: the emptiest of them is
         chosen unless all are over their mark. Else a volume that accepts new machines and is under
-        its mark is drawn at random in proportion to its available space. Raises VolumeFull.
+        its mark is drawn at random in proportion to its available space. Raises
+        VolumeNotMounted, VolumeFull.
         """
-        spaces = {volume.name: self.space(volume) for volume in self.mounted()}
+        usable, problems = self._sorted_out()
+        spaces = {volume.name: self.space(volume) for volume in usable}
         free = [
             volume
             for volume in self.volumes
@@ -191,9 +193,11 @@ class Volumes:
         accepting = [volume for volume in free if volume.accept_new]
         weights = [spaces[volume.name].available for volume in accepting]
         if not any(weights):
+            if problems:
+                raise VolumeNotMounted(f"No volume takes a new source now. {' '.join(problems)}")
             raise VolumeFull(
-                "No volume takes a new source now: each is over its high-water mark, accepts "
-                "nothing new or isn't mounted. Add a volume, or make room on one."
+                "No volume takes a new source now: each is over its high-water mark or accepts "
+                "nothing new. Add a volume, or make room on one."
             )
         return random.SystemRandom().choices(accepting, weights)[0]
 

@@ -43,6 +43,9 @@ DJANGO_OPTIONS = frozenset(
 SOURCE_HEADINGS = ("machine", "source", "state", "frequency", "storage", "last good", "next due")
 BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "snapshot", "summary")
 
+CELL_CHARACTERS_MAX = 60
+"""A longer text is cut in a table; JSON has the whole of it."""
+
 
 class Command(BaseCommand):
     """A management command of Turku's.
@@ -111,7 +114,10 @@ def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothi
 
 
 def _shown(value: Any) -> Any:
-    return human_time(value) if isinstance(value, datetime) else value
+    """Return a value as it stands in a table: a time that a person can read, a line of a text."""
+    if isinstance(value, datetime):
+        return human_time(value)
+    return first_line(value, CELL_CHARACTERS_MAX) if isinstance(value, str) else value
 
 
 def source_row(source: Source) -> dict[str, Any]:
@@ -148,5 +154,5 @@ def backup_row(backup: Backup) -> dict[str, Any]:
         "bytes total": backup.bytes_total,
         "files total": backup.files_total,
         "snapshot": backup.snapshot,
-        "summary": first_line(backup.summary, 60),
+        "summary": backup.summary,
     }
