@@ -46,6 +46,25 @@ EXPRESSIONS = (
     "0 3 1,15 * 1",
     "59 23 31 * *",
 )
+# In UTC: of Helsinki and Nuuk, New York, Lord Howe and Casablanca.
+CLOCK_CHANGES = (
+    "2026-03-29 01:00",
+    "2026-10-25 01:00",
+    "2026-03-08 07:00",
+    "2026-11-01 06:00",
+    "2026-04-04 15:00",
+    "2026-10-03 15:30",
+    "2026-02-15 02:00",
+    "2026-03-22 02:00",
+)
+moments = st.one_of(
+    st.datetimes(datetime(2023, 1, 1), datetime(2030, 1, 1)),  # noqa: DTZ001
+    st.builds(
+        lambda change, minutes: datetime.fromisoformat(change) + timedelta(minutes=minutes),
+        st.sampled_from(CLOCK_CHANGES),
+        st.integers(-200, 200),
+    ),
+).map(lambda moment: moment.replace(tzinfo=UTC))
 
 
 def firings(text: str, begin: str, number: int, key: str = "7") -> list[str]:
@@ -158,16 +177,11 @@ def test_prior_art_14_what_cron_libraries_read_differently_is_refused_and_named(
     assert words in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from(EXPRESSIONS),
-    st.sampled_from(ZONES),
-    st.datetimes(datetime(2023, 1, 1), datetime(2030, 1, 1)),  # noqa: DTZ001
-)
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(EXPRESSIONS), st.sampled_from(ZONES), moments)
 def test_backwards_and_forwards_agree_through_every_clock_change(
     text: str, zone: ZoneInfo, moment: datetime
 ) -> None:
-    moment = moment.replace(tzinfo=UTC)
     fires, following = firings_around(text, moment, zone)
     assert fires <= moment < following
     assert next_firing(text, moment, zone) == following
@@ -201,6 +215,14 @@ def test_a_firing_in_a_skipped_hour_comes_right_after_it_and_in_a_repeated_one_o
     assert firings("0,30 3 * * *", "2026-03-29", 2) == ["Sun 29 Mar 04:00", "Mon 30 Mar 03:00"]
     assert firings("30 3 * * *", "2026-10-25", 2) == ["Sun 25 Oct 03:30", "Mon 26 Oct 03:30"]
     assert firings("30 * * * *", "2026-10-25 02:00", 4)[1:3] == ["Sun 25 Oct 03:30"] * 2
+
+
+def test_in_the_second_coming_of_an_hour_the_first_is_over() -> None:
+    second = datetime(2026, 10, 25, 3, 10, tzinfo=HELSINKI, fold=1).astimezone(UTC)
+    first = datetime(2026, 10, 25, 3, 30, tzinfo=HELSINKI).astimezone(UTC)
+    following = datetime(2026, 10, 26, 3, 30, tzinfo=HELSINKI).astimezone(UTC)
+    assert firings_around("30 3 * * *", second, HELSINKI) == (first, following)
+    assert next_firing("30 3 * * *", second, HELSINKI) == following
 
 
 def test_the_text_of_an_expression_keeps_its_h() -> None:

@@ -370,6 +370,31 @@ def test_a_skipped_moment_comes_as_much_later_and_a_repeated_one_comes_once() ->
         assert schedule.next_due(key, autumn).day == 26
 
 
+@pytest.mark.parametrize(
+    ("schedule", "zone", "opens", "closes"),
+    [
+        ("daily, 0200-0330", "Europe/Helsinki", "2026-03-29 02:00", "2026-03-29 04:00"),
+        ("daily, 0300-0430", "Europe/Helsinki", "2026-03-29 04:00", "2026-03-29 04:30"),
+        ("daily, 0300-0400", "Europe/Helsinki", "2026-03-29 04:00", "2026-03-29 05:00"),
+        ("daily", "America/Nuuk", "2026-03-28 00:00", "2026-03-29 00:00"),  # 23 hours long
+    ],
+)
+def test_a_window_that_a_clock_change_cuts_has_room_for_every_moment(
+    schedule: str, zone: str, opens: str, closes: str
+) -> None:
+    first, end = (at(text, ZoneInfo(zone)).astimezone(UTC) for text in (opens, closes))
+    just_before = (first - timedelta(seconds=1)).astimezone(ZoneInfo(zone))
+    for key in map(str, range(1000)):
+        assert first <= Schedule.parse(schedule).next_due(key, just_before).astimezone(UTC) < end
+
+
+def test_where_clocks_go_back_over_midnight_the_day_goes_on() -> None:
+    # Until 2011 those of Newfoundland went from 00:01 back to 23:01.
+    st_johns = ZoneInfo("America/St_Johns")
+    again = datetime(2010, 11, 6, 23, 30, tzinfo=st_johns, fold=1)
+    assert window_text("daily", again) == "Sun 07 00:00 - Mon 08 00:00"
+
+
 def test_a_day_that_the_zone_skipped_has_no_period() -> None:
     apia = ZoneInfo("Pacific/Apia")
     friday = Schedule.parse("friday, 1000-1200")
