@@ -15,7 +15,7 @@ from turku_core.commandline import print_json
 class Command(ReportingCommand):
     """Disables a key, and if asked what registered with it."""
 
-    help = "Stop new registrations with a key, and if asked what registered with it."
+    help = "Stop new registrations with a key, and if asked what came with it."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the key's name."""

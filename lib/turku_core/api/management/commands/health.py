@@ -19,7 +19,7 @@ from turku_core.errors import TurkuError
 class Command(ReportingCommand):
     """The Nagios-compatible check of the fleet."""
 
-    help = "Check the fleet's health, in the form and with the exit codes of a Nagios plugin."
+    help = "Check the fleet, in the form and with the exit codes of a Nagios plugin."
 
     def execute(self, *arguments: Any, **options: Any) -> str | None:
         """Answer UNKNOWN, on standard output, when the database can't be asked."""

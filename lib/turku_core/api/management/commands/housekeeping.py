@@ -20,7 +20,7 @@ from turku_core.configuration import read_folder
 class Command(ReportingCommand):
     """What the hourly timer runs."""
 
-    help = "Note missed windows, prune records, renew the certificate; for the hourly timer."
+    help = "Note missed windows, prune, renew the certificate: for an hourly timer."
 
     def handle(self, **options: Any) -> None:
         """Do everything that nobody's call brings about."""

@@ -17,7 +17,7 @@ from turku_core.errors import ConfigurationError
 class Command(ReportingCommand):
     """Makes a filter set, or replaces its rules."""
 
-    help = "Make a filter set or replace its rules: rsync filter rules on standard input."
+    help = "Make a filter set or replace its rules, which are read from stdin."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the set's name."""
