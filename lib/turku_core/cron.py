@@ -50,8 +50,7 @@ TERM = re.compile(
 class _Term:
     """One of the comma-separated terms of a cron field.
 
-    `kind` is `*`, `H` or `-` (a range, or a single value); `step` is 1 when none is
-    given.
+    `kind` is `*`, `H` or `-` (a range, or a single value); `step` is 1 when none is given.
     """
 
     kind: str
