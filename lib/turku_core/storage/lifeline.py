@@ -15,7 +15,7 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20.0
-_POLL_SECONDS = 0.5
+_POLL_MILLISECONDS = 500
 
 
 class Lifeline:
@@ -59,22 +59,27 @@ class Lifeline:
         """
         signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
         previous = {each: signal.signal(each, self._on_signal) for each in signals}
-        thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
+        woken, wake = os.pipe2(os.O_CLOEXEC)
+        thread = threading.Thread(target=self._watch, args=(woken,), name="lifeline", daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._closed.set()
+            os.close(wake)
             thread.join()
+            os.close(woken)
             for each, handler in previous.items():
                 signal.signal(each, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.end(f"The session was ended by {signal.Signals(number).name}.")
 
-    def _watch(self) -> None:
+    def _watch(self, woken: int) -> None:
+        """Watch until the context ends, which closes the other side of `woken`."""
         poller = select.poll()
         poller.register(self._output, 0)
+        poller.register(woken, 0)
         while not self._closed.is_set():
             if self._ended.is_set():
                 if not self._closed.wait(self._grace):
@@ -82,7 +87,7 @@ class Lifeline:
                     kill_children()
                     os._exit(1)
                 return
-            if poller.poll(_POLL_SECONDS * 1000):
+            if any(descriptor == self._output for descriptor, _ in poller.poll(_POLL_MILLISECONDS)):
                 self.end("The agent's SSH connection ended.")
 
 

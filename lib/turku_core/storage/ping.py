@@ -130,7 +130,7 @@ def set_up_logging(paths: Paths) -> None:
         )
         form = f"%(asctime)s {os.getpid()} %(levelname)s %(name)s: %(message)s"
     handler.setFormatter(_OneLine(form))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
