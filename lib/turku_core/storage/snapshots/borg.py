@@ -156,7 +156,8 @@ class Borg(Mode):
         seen = 0
         for line in listed.stdout.splitlines():
             item = json.loads(line)
-            if item["type"] != "-":
+            # The further names of a hard-linked file have mode "h...", and no digest of their own.
+            if not item["mode"].startswith("-"):
                 continue
             seen += 1
             if len(chosen) < count:
