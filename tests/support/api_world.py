@@ -153,9 +153,12 @@ class World:
 
     def call(self, name: str, payload: Any) -> Answer:
         """Make a v1 call."""
-        response = self.client.post(
-            f"/v1/{name}", json.dumps(payload), content_type="application/json"
-        )
+        return self.call_with(self.client, name, payload)
+
+    @staticmethod
+    def call_with(client: Client, name: str, payload: Any) -> Answer:
+        """Make a v1 call with a client of one's own, as a thread needs it."""
+        response = client.post(f"/v1/{name}", json.dumps(payload), content_type="application/json")
         return Answer(response.status_code, response.content.decode())
 
     def agent(

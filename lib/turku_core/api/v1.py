@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn
 
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
@@ -30,6 +30,8 @@ Call = Callable[[Mapping[str, Any], datetime], dict[str, Any]]
 
 SMALL = 64 * 1024
 TRIES = 3
+UNDONE = ("40001", "40P01")
+"""PostgreSQL's serialization failure and deadlock (its Appendix A, class 40)."""
 
 
 def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
@@ -53,7 +55,7 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
         return _text(403, "Bad credentials")
     except NotHere as error:
         return _text(404, str(error))
-    except OperationalError:
+    except (OperationalError, InterfaceError):
         log.exception("the database could not serve a call")
         return _text(503, "The API's database can't serve the call now; try again.")
 
@@ -67,6 +69,8 @@ def _persistently(call: Call, payload: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return call(payload, clock.now())
         except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", None) not in UNDONE:
+                raise
             log.warning("repeating a call after: %s", error)
     return call(payload, clock.now())
 
