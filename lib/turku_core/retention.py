@@ -1,6 +1,7 @@
 """The retention language: which snapshots a source keeps.
 
-A policy is a list of rules with commas between them, and keeps what any of its rules keeps::
+A policy is a list of rules with commas between them. It keeps what any of its rules keeps, and
+always the newest snapshot::
 
     last N days           every snapshot of today and the N-1 days before
     last N snapshots      the N newest
@@ -69,7 +70,7 @@ class _Rule(Protocol):
 
 @dataclass(frozen=True)
 class _LastDays:
-    """`last N days`; when they have no snapshot at all, the newest there is."""
+    """`last N days`."""
 
     number: int
 
@@ -78,7 +79,7 @@ class _LastDays:
 
     def keep(self, times: Sequence[datetime], now: datetime) -> Sequence[datetime]:
         first_day = _beginning("day", self.number, now.date())
-        return [time for time in times if _day(time, now) >= first_day] or times[-1:]
+        return [time for time in times if _day(time, now) >= first_day]
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ class Policy:
         Two times that Python takes for the same are one: so prefer times in UTC, because in a
         local zone the two comings of an hour are.
 
-        A policy with a `last` rule always keeps the newest. A snapshot from the future, made
-        when a clock was ahead, is kept until its time has come, and until then doesn't count as
-        one of the last or as the earliest.
+        The newest is always kept, whatever the rules say: no policy means to have nothing of
+        today. A snapshot from the future, made when a clock was ahead, is kept until its time has
+        come, and until then doesn't count as the newest, one of the last or the earliest.
         """
         for time in (now, *times):
             if time.utcoffset() is None:
@@ -171,6 +172,7 @@ class Policy:
         present = now.astimezone(UTC)
         kept = {time for time, instant in instants.items() if instant > present}
         past = sorted(instants.keys() - kept, key=instants.__getitem__)
+        kept.update(past[-1:])
         for rule in self._rules:
             kept.update(rule.keep(past, now))
         return kept
