@@ -54,7 +54,7 @@ def _address(text: str, little_endian: bool) -> ipaddress.IPv4Address | ipaddres
 
 
 def find_tunnel(listeners: Iterable[Listener], port: int, uid: int) -> str:
-    """Return the loopback address on which user `uid` listens at `port`.
+    """Return the loopback address on which user `uid` listens at `port`, as in a URL.
 
     An agent may only name what its own session's sshd opened, which runs as this user: never a
     service of this host, be it on loopback or elsewhere.
@@ -70,7 +70,8 @@ def find_tunnel(listeners: Iterable[Listener], port: int, uid: int) -> str:
             + ("it belongs to someone else." if found else "nothing listens there (ssh -R).")
         )
     # IPv4 first: a service of another user on the IPv4 side keeps sshd to the IPv6 one.
-    return str(min(own, key=lambda address: address.version))
+    address = min(own, key=lambda address: address.version)
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def read_listeners(folder: Path = Path("/proc/self/net")) -> list[Listener]:

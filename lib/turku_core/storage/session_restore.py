@@ -8,13 +8,15 @@ import select
 import shlex
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from turku_core.errors import DONE, FAILED
 from turku_core.protocol.client import ApiUnreachable
-from turku_core.storage.catalogue import Record
+from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.mirror import Daemon
 from turku_core.storage.privileges import find_owner
-from turku_core.storage.restore import choose_snapshot, push
+from turku_core.storage.restore import Manner, choose_snapshot, make_push_command, push
 from turku_core.storage.session import Permission, Session, SessionRefused, ask_api
 from turku_core.storage.session_request import RESTORE_MODULE, Login, Request, RestoreWish
 from turku_core.storage.slots import RESTORE, hold_slot
@@ -173,40 +175,49 @@ def wait_for_administrator(session: Session, login: Login | None) -> int:
     """
     if login is None:
         raise SessionRefused(f"The request has no login for the module {RESTORE_MODULE}.")
-    session.daemon(RESTORE_MODULE, login)
-    sources = sorted({each.source for each in session.catalogue.folders(session.machine)})
-    for line in make_instructions(session, login, sources):
+    daemon = session.daemon(RESTORE_MODULE, login)
+    for line in make_instructions(session, daemon):
         session.voice.message(line)
-    logger.info("machine %s: waits for a restore on port %s", session.machine, session.request.port)
+    logger.info("machine %s: waits for a restore on port %s", session.machine, daemon.port)
     wait_for_close(0, session.lifeline.cancelled)
     return DONE
 
 
-def make_instructions(session: Session, login: Login, sources: list[str]) -> list[str]:
-    """Return the lines that tell an administrator what to type on the storage unit."""
-    port = session.request.port
+def make_instructions(session: Session, daemon: Daemon) -> list[str]:
+    """Return the lines that tell an administrator what to type on the storage unit.
+
+    The password is good for this session only, and is the agent's own: nobody else reads this.
+    """
     root = session.settings.paths.root
     command = [
         "turku-storage",
-        *([] if str(root) == "/" else ["--root", str(root)]),
+        *([] if root == Path("/") else ["--root", str(root)]),
         "restore",
-        "--to-port", str(port),
-        "--username", login.username,
+        "--to-port", str(daemon.port),
+        "--username", daemon.username,
         session.machine,
     ]  # fmt: skip
-    password = f"RSYNC_PASSWORD={shlex.quote(login.password)}"
-    rsync = (
-        f"rsync -aHAX --numeric-ids --ignore-times FOLDER/ "
-        f"rsync://{login.username}@127.0.0.1:{port}/{RESTORE_MODULE}/"
-    )
+    password = f"RSYNC_PASSWORD={shlex.quote(daemon.password)}"
     user = find_owner(session.settings.paths).name
-    return [
-        f"This machine waits for a restore. On the storage unit, as {user}:",
-        *(f"  {password} {shlex.join([*command, source])}" for source in sources),
-        "Or, from any folder of your own:",
-        f"  {password} {rsync}",
-        "The session ends when the agent does (Ctrl-C).",
-    ]
+    lines = [f"This machine waits for a restore. On the storage unit, as {user}:"]
+    for folder in session.catalogue.folders(session.machine):
+        lines.append(f"  {password} {shlex.join([*command, folder.source])}")
+        tree = newest_tree(session.catalogue, folder)
+        if tree is not None:
+            rsync = make_push_command(tree, daemon, Manner(), selected=False)
+            lines.append(f"  {password} {shlex.join(rsync)}")
+    if len(lines) == 1:
+        lines.append("  (There is no backup of it here.)")
+    return [*lines, "The session ends when the agent does (Ctrl-C)."]
+
+
+def newest_tree(catalogue: Catalogue, folder: SourceFolder) -> Path | None:
+    """Return the folder with a source's newest committed state, where it lies in one (not borg)."""
+    if folder.state().mirror_id is not None and folder.mirror.is_dir():
+        return folder.mirror
+    records, _ = catalogue.records(folder)
+    trees = (folder.tree(record.id) for record in reversed(records))
+    return next((tree for tree in trees if tree.is_dir()), None)
 
 
 def wait_for_close(descriptor: int, cancelled: Callable[[], bool]) -> None:

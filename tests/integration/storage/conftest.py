@@ -65,10 +65,15 @@ class Unit:
         }
         (folder / "10-test.json").write_text(json.dumps(settings))
 
+    @staticmethod
+    def program(name: str) -> str:
+        """Return the path of a console script."""
+        return str(Path(sys.executable).parent / name)
+
     def run(self, program: str, *arguments: str, code: int | None = 0) -> str:
         """Run one of its console scripts and return what it printed on both outputs."""
         done = subprocess.run(
-            [str(Path(sys.executable).parent / program), *arguments, "--root", str(self.root)],
+            [self.program(program), *arguments, "--root", str(self.root)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -188,6 +193,11 @@ class Machine:
         connection.send(request)
         return connection.finish(half_close=half_close)
 
+    def connect_without_tunnel(self, request: dict[str, Any]) -> Spoken:
+        """Open a session that needs no tunnel, send a request, and return how it ended."""
+        self.port = 0
+        return self.ask(request)
+
     def check_in(self, *sources: str) -> Spoken:
         """Check in with these sources (``docs``)."""
         with self.daemon():
@@ -252,6 +262,16 @@ class Connection:
         assert self.process.stdin is not None
         self.process.stdin.write(text)
         self.process.stdin.flush()
+
+    def read_messages(self, until: str) -> list[str]:
+        """Return the messages up to the one that begins so."""
+        assert self.process.stdout is not None
+        messages: list[str] = []
+        while not messages or not messages[-1].startswith(until):
+            line = self.process.stdout.readline()
+            assert line, messages
+            messages.append(json.loads(line)["message"])
+        return messages
 
     def finish(self, *, half_close: bool = True) -> Spoken:
         """Wait for the end and return how it was."""
