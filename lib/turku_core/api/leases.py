@@ -68,7 +68,7 @@ def _due_sources(machine: Machine, now: datetime, session_with: StorageUnit | No
 
 
 def _has_place(machine: Machine, source: Source) -> bool:
-    if source.storage is not None:
+    if not placement.is_homeless(source):
         return True
     before = source.problem
     placed = placement.place(machine, source)
@@ -88,7 +88,7 @@ def _unit_obstacle(
 ) -> str:
     """Say why the storage unit can't take a session of the machine now; empty when it can."""
     if not unit.active or not unit.published:
-        return f"Storage unit {unit.name} is not active."
+        return f"Storage unit {unit.name} is not in service."
     if unit.paused:
         return f"Storage unit {unit.name} is paused."
     if _count_other_machines(unit, machine, now) >= unit.slots:

@@ -20,6 +20,11 @@ def accepts_sources(unit: StorageUnit) -> bool:
     return unit.active and unit.published and not unit.paused and not unit.is_at_high_water_mark
 
 
+def is_homeless(source: Source) -> bool:
+    """Whether the source needs a storage unit: it never had one, or that one is gone for good."""
+    return source.storage is None or not source.storage.active
+
+
 def draw(units: Sequence[StorageUnit], chance: random.Random) -> StorageUnit | None:
     """Draw one of the units that accept sources, in proportion to their free space."""
     open_units = [unit for unit in units if accepts_sources(unit)]
@@ -30,7 +35,7 @@ def draw(units: Sequence[StorageUnit], chance: random.Random) -> StorageUnit | N
 
 
 def place(machine: Machine, source: Source, chance: random.Random = _chance) -> bool:
-    """Place a source that is on no storage unit, and let its machine in there.
+    """Place a homeless source on a storage unit, and let its machine in there.
 
     It joins the machine's other sources, on the unit that the machine came to last; when that
     one and the machine's others take nothing new, a unit is drawn. The caller saves the source.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any
 
 from django.utils import timezone
 
 from turku_core.api.models import Backup, Outcome, Source, StorageUnit
+
+log = logging.getLogger(__name__)
 
 PROBLEM_CHARACTERS_MAX = 1024
 
@@ -104,6 +107,7 @@ def note_lost_run(source: Source, now: datetime) -> None:
     if not changed:
         source.refresh_from_db()
         return
+    log.warning("machine %s, source %s: %s", source.machine, source.name, source.problem)
     add_backup(
         source,
         unit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -23,6 +24,8 @@ from turku_core.api.refusals import NotHere
 from turku_core.fields import FieldError, join, required
 from turku_core.protocol import messages
 from turku_core.protocol.messages import BackupResult, SourceUpdate
+
+log = logging.getLogger(__name__)
 
 PLACE = "machine.sources"
 LAST_MOMENT = datetime(9999, 1, 1, tzinfo=timezone.utc)
@@ -178,6 +181,7 @@ def _note_failure(source: Source, result: BackupResult, now: datetime) -> None:
     source.last_failure_at = now
     reason = result.summary.strip().splitlines()[-1:] or ["the storage unit gave no reason"]
     source.problem = f"The last run failed: {reason[0]}"[: records.PROBLEM_CHARACTERS_MAX]
+    log.warning("machine %s, source %s: %s", source.machine, source.name, source.problem)
 
 
 def _add_snapshot(source: Source, unit: StorageUnit, result: BackupResult, now: datetime) -> None:

@@ -76,6 +76,13 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
 
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    # v1.py says who was refused and why; Django would only repeat that somebody was.
+    "loggers": {"django.request": {"level": "ERROR"}},
+}
+
 LANGUAGE_CODE = "en"
 TIME_ZONE = OPTIONS.time_zone
 USE_TZ = True

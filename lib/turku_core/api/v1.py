@@ -21,7 +21,7 @@ from turku_core.api.registration import update_config
 from turku_core.api.reports import storage_ping_source_update
 from turku_core.api.sessions import storage_ping_checkin
 from turku_core.api.storage_registration import storage_update_config
-from turku_core.fields import FieldError
+from turku_core.fields import FieldError, shown
 from turku_core.protocol.messages import REQUEST_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -44,20 +44,45 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
     """
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
+    payload: dict[str, Any] = {}
     try:
         payload = _read(request, bytes_max)
         return HttpResponse(
             json.dumps(_persistently(call, payload)), content_type="application/json"
         )
     except FieldError as error:
-        return _text(400, str(error))
+        return _refusal(request, payload, 400, str(error))
     except Refused:
-        return _text(403, "Bad credentials")
+        return _refusal(request, payload, 403, "Bad credentials")
     except NotHere as error:
-        return _text(404, str(error))
+        return _refusal(request, payload, 404, str(error))
     except (OperationalError, InterfaceError):
         log.exception("the database could not serve a call")
         return _text(503, "The API's database can't serve the call now; try again.")
+
+
+def _refusal(
+    request: HttpRequest, payload: Mapping[str, Any], status: int, reason: str
+) -> HttpResponse:
+    log.warning(
+        "%s of %s at %s: %d: %s",
+        request.path_info,
+        _who(payload),
+        request.META.get("REMOTE_ADDR", "an unknown address"),
+        status,
+        " ".join(reason.split()),
+    )
+    return _text(status, reason)
+
+
+def _who(payload: Mapping[str, Any]) -> str:
+    """Return whom a request says it is of, for the log; nothing of it has been checked."""
+    said = []
+    for role, key in (("storage", "name"), ("machine", "uuid")):
+        one = payload.get(role)
+        if isinstance(one, dict) and isinstance(one.get(key), str):
+            said.append(f"{role} {shown(one[key])}")
+    return ", ".join(said) or "somebody"
 
 
 def _persistently(call: Call, payload: Mapping[str, Any]) -> dict[str, Any]:

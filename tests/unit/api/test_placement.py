@@ -81,3 +81,16 @@ def test_a_machine_is_let_in_on_each_unit_once(world: World) -> None:
     world.unit()
     agent = world.agent(sources={"a": {"path": "/a"}, "b": {"path": "/b"}})
     assert Assignment.objects.get().machine == agent.row
+
+
+def test_the_sources_of_a_unit_that_is_out_of_service_for_good_go_elsewhere(world: World) -> None:
+    first, agent = world.unit("store-1"), world.agent()
+    world.backed_up(agent, first)
+    StorageUnit.objects.update(active=False)
+    world.pass_time(days=2)
+    assert agent.check_in() == {}
+    assert "No storage unit has room" in agent.source().problem
+    second = world.unit("store-2")
+    assert agent.check_in() == {}
+    second.update()
+    assert agent.check_in()["docs"]["storage"]["name"] == "store-2"

@@ -197,7 +197,7 @@ class Source(models.Model):
     )
 
     class Meta:
-        ordering = ["machine", "name"]
+        ordering = ["machine_id", "name"]
         indexes = [
             models.Index(fields=["lease_storage", "lease_until"], name="turku_source_leases"),
             models.Index(fields=["next_due_at"], name="turku_source_due"),

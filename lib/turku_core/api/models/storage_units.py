@@ -46,7 +46,9 @@ class StorageUnit(models.Model):
     capabilities = models.JSONField(default=list, blank=True)
     published = models.BooleanField(default=True, help_text="What the unit says of itself.")
     active = models.BooleanField(
-        default=True, help_text="A unit that isn't active is answered 403 and gets no sessions."
+        default=True,
+        help_text="A unit that isn't active is out of service for good: it is answered 403, and "
+        "its sources are placed on other units. To stop it for a while, pause it.",
     )
     paused = models.BooleanField(
         default=False, help_text="A paused unit gets no sessions for backups; restores still work."
