@@ -106,7 +106,7 @@ class ReadOnlyAdmin(AnyAdmin):
                 operation(each)
             except (TurkuError, ValidationError) as error:
                 text = " ".join(error.messages) if isinstance(error, ValidationError) else error
-                self.message_user(request, f"{each}: {text}", messages.ERROR)
+                self.message_user(request, f"Not {done}: {each}: {text}", messages.ERROR)
             else:
                 count += 1
                 self.log_change(request, each, done)
@@ -695,7 +695,7 @@ class RestoreGrantAdmin(ReadOnlyAdmin):
         try:
             return super().changeform_view(request, object_id, form_url, extra_context)
         except TurkuError as error:
-            self.message_user(request, str(error), messages.ERROR)
+            self.message_user(request, f"Not possible: {error}", messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:

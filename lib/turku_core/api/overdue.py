@@ -150,8 +150,11 @@ def _examine(source: Source, last_success: datetime | None, now: datetime) -> Be
     key = schedule_key(source)
     counted_from = source.since.astimezone(now.tzinfo)
     success = last_success.astimezone(now.tzinfo) if last_success else None
-    # The first run that was due and didn't happen; a newcomer's is due at once.
-    since = schedule.next_due(key, max(success, counted_from)) if success else counted_from
+    # When the first run that is lacking was due; a newcomer's is due at once.
+    since = counted_from
+    if success is not None:
+        then = max(success, counted_from)
+        since = schedule.due_at(key, last_success=success, since=counted_from, now=then)
     failed_at = source.last_failure_at
     if source.failures and failed_at and (success is None or failed_at > success):
         since = min(since, failed_at)

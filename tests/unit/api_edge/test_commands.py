@@ -345,7 +345,7 @@ def test_what_is_overdue_is_listed_with_the_reason(
 def test_pruning_follows_the_configured_time(run: Run, world: World, unit: UnitCaller) -> None:
     agent = world.agent()
     for _ in range(3):
-        world.backed_up(agent, unit)
+        unit.report_run(agent)
         world.pass_time(days=1)
     assert Backup.objects.count() == 3
     world.pass_time(days=399)

@@ -43,8 +43,8 @@ DJANGO_OPTIONS = frozenset(
 SOURCE_HEADINGS = ("machine", "source", "state", "frequency", "storage", "last good", "next due")
 BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "snapshot", "summary")
 
-CELL_CHARACTERS_MAX = 60
-"""A longer text is cut in a table; JSON has the whole of it."""
+SUMMARY_CHARACTERS_MAX = 60
+"""A longer summary is cut in a table; JSON has the whole of it."""
 
 
 class Command(BaseCommand):
@@ -110,14 +110,14 @@ def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothi
     if not rows:
         print(nothing)
         return
-    print_table(headings, [[_shown(row[heading]) for heading in headings] for row in rows])
+    print_table(headings, [[_shown(heading, row[heading]) for heading in headings] for row in rows])
 
 
-def _shown(value: Any) -> Any:
+def _shown(heading: str, value: Any) -> Any:
     """Return a value as it stands in a table: a time that a person can read, a line of a text."""
     if isinstance(value, datetime):
         return human_time(value)
-    return first_line(value, CELL_CHARACTERS_MAX) if isinstance(value, str) else value
+    return first_line(value, SUMMARY_CHARACTERS_MAX) if heading == "summary" else value
 
 
 def source_row(source: Source) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from turku_core.commandline import print_json
 class Command(ReportingCommand):
     """Installs the API as a service of systemd."""
 
-    help = "Install the API as a systemd service, with its user, folders and hourly timer."
+    help = "Install the API as a systemd service with its user, folders and timer."
 
     def handle(self, **options: Any) -> None:
         """Say what was changed."""

@@ -30,7 +30,7 @@ class Command(ListingCommand):
         """Return a row for each machine."""
         machines = Machine.objects.annotate(
             source_count=Count("sources", filter=Q(sources__published=True))
-        )
+        ).order_by("environment_name", "service_name", "unit_name")
         if not options["all"]:
             machines = machines.filter(active=True, published=True)
         return [

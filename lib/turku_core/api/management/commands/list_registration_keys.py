@@ -22,7 +22,7 @@ class Command(ListingCommand):
         keys = RegistrationKey.objects.annotate(
             machine_count=Count("machines", distinct=True),
             storage_count=Count("storage_units", distinct=True),
-        )
+        ).order_by("name")
         return [
             {
                 "name": key.name,

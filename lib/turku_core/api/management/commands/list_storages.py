@@ -28,7 +28,7 @@ class Command(ListingCommand):
             source_count=Count(
                 "sources", filter=Q(sources__published=True, sources__machine__active=True)
             )
-        )
+        ).order_by("name")
         as_size = int if options["json"] else human_size
         return [
             {
