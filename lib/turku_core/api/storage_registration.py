@@ -45,7 +45,8 @@ def storage_update_config(request: Mapping[str, Any], now: datetime) -> dict[str
     with transaction.atomic():
         unit = _save_unit(login, key, config, version, now)
         leases.renew(unit, config.running, now)
-        machines = _machine_list(unit, now)
+    # Outside the transaction, since a long list would keep other writers waiting on SQLite.
+    machines = _machine_list(unit, now)
     revision = _revision_of(machines)
     if config.known_revision == revision:
         return {"machines": {}, "unchanged": True, "revision": revision}
@@ -97,9 +98,9 @@ def _save_unit(
 def _machine_list(unit: StorageUnit, now: datetime) -> dict[str, dict[str, Any]]:
     """Return the machines that the unit is to let in, and note which keys it is told."""
     may_restore = grants.restore_from(now, on_unit=unit)
-    assignments = dict(unit.assignments.values_list("machine", "announced_key"))
+    assignments = {each.machine_id: each for each in unit.assignments.all()}
     machines: dict[str, dict[str, Any]] = {}
-    told: dict[str, list[int]] = {}
+    told = []
     listed = Machine.objects.filter(
         Q(pk__in=Assignment.objects.filter(storage=unit).values("machine")) | Q(pk__in=may_restore)
     )
@@ -111,10 +112,12 @@ def _machine_list(unit: StorageUnit, now: datetime) -> dict[str, dict[str, Any]]
         }
         if machine.pk in may_restore:
             machines[machine.uuid]["restore_from"] = may_restore[machine.pk]
-        if assignments.get(machine.pk, machine.ssh_key_fingerprint) != machine.ssh_key_fingerprint:
-            told.setdefault(machine.ssh_key_fingerprint, []).append(machine.pk)
-    for fingerprint, ids in told.items():
-        unit.assignments.filter(machine__in=ids).update(announced_key=fingerprint)
+        assignment = assignments.get(machine.pk)
+        if assignment and assignment.announced_key != machine.ssh_key_fingerprint:
+            assignment.announced_key = machine.ssh_key_fingerprint
+            told.append(assignment)
+    if told:
+        Assignment.objects.bulk_update(told, ["announced_key"], batch_size=200)
     return machines
 
 

@@ -27,7 +27,7 @@ CALLS = (
 )
 
 some_examples = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -16,7 +16,6 @@ from django.test import override_settings
 
 from tests.support.api_world import World
 from turku_core.api.options import Options, database_settings, read_options
-from turku_core.api.secret_key import read_or_make_secret_key
 from turku_core.errors import ConfigurationError
 
 
