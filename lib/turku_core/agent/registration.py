@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from turku_core import __version__
 from turku_core.agent.identity import Identity
 from turku_core.agent.settings import Settings
 from turku_core.agent.sources import LocalSource
@@ -34,7 +35,8 @@ def update_config_request(
     The registration key goes along whenever there is one, as fielded agents do it; the API looks
     at it only when it doesn't know the machine.
     """
-    request: dict[str, Any] = {"machine": {**config.to_json(), **identity.login()}}
+    machine = {**config.to_json(), **identity.login(), "version": __version__}
+    request: dict[str, Any] = {"machine": machine}
     if settings.registration_key is not None:
         request["auth"] = settings.registration_key.to_json()
     return request

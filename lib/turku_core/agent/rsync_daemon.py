@@ -182,14 +182,6 @@ class RsyncDaemon:
         self._listener.close()
         end(self._children)
 
-    def finish(self, seconds: float) -> None:
-        """Let the daemons of open connections end by themselves for a while: they write last."""
-        for child in self._children:
-            try:
-                child.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return
-
 
 def _listen(folder: Path) -> socket.socket:
     """Listen on a Unix socket in `folder`, however long its path is (a name has 108 bytes)."""
@@ -251,9 +243,7 @@ def _replace_link(
         os.symlink(munged.removeprefix(_MUNGED), temporary, dir_fd=descriptor)
         # A user may only keep a group of their own.
         with contextlib.suppress(PermissionError):
-            os.chown(
-                temporary, link.st_uid, link.st_gid, dir_fd=descriptor, follow_symlinks=False
-            )
+            os.chown(temporary, link.st_uid, link.st_gid, dir_fd=descriptor, follow_symlinks=False)
         times = (link.st_atime_ns, link.st_mtime_ns)
         os.utime(temporary, ns=times, dir_fd=descriptor, follow_symlinks=False)
         if link.st_nlink > 1:

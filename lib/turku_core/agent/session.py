@@ -115,15 +115,11 @@ def run_session(
     with session_folder(run_folder) as folder:
         (folder / KNOWN_HOSTS_NAME).write_text(known_hosts_text(plan.storage), "ascii")
         link_key(folder, key)
-        # A session without modules has a tunnel all the same when it is a check-in: a storage unit
-        # of v1 expects a port in it.
-        daemon = None if plan.action == "list" else RsyncDaemon(folder, plan.modules)
+        conversation = _Conversation(plan, folder, stop, on_event)
         try:
-            _Conversation(plan, folder, daemon, stop, on_event).hold()
+            conversation.hold()
         finally:
-            if daemon is not None:
-                daemon.close()
-                _log_daemon(folder, plan.storage)
+            _log_daemon(folder, plan.storage)
 
 
 def _log_daemon(folder: Path, storage: StorageAddress) -> None:
@@ -140,13 +136,12 @@ class _Conversation:
         self,
         plan: SessionPlan,
         folder: Path,
-        daemon: RsyncDaemon | None,
         stop: Stop,
         on_event: Callable[[Event], None],
     ) -> None:
         self._plan = plan
         self._folder = folder
-        self._daemon = daemon
+        self._daemon: RsyncDaemon | None = None
         self._stop = stop
         self._on_event = on_event
         self._said: list[str] = []
@@ -155,8 +150,10 @@ class _Conversation:
 
     def hold(self) -> None:
         """Start ssh, talk, and wait for the end."""
+        # A check-in without modules has a tunnel all the same: a unit of v1 expects a port.
+        forward = self._plan.action != "list"
         ssh = start(
-            make_ssh_command(self._plan.storage, forward=self._daemon is not None),
+            make_ssh_command(self._plan.storage, forward=forward),
             folder=self._folder,
             environment={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
             stdin=subprocess.PIPE,
@@ -164,12 +161,17 @@ class _Conversation:
             stderr=subprocess.PIPE,
         )
         try:
+            if forward:
+                # While ssh is on its way; the other side can't connect before it has the port.
+                self._daemon = RsyncDaemon(self._folder, self._plan.modules)
             self._converse(ssh)
             code = ssh.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             code = _SSH_FAILED
         finally:
             end([ssh])
+            if self._daemon is not None:
+                self._daemon.close()
             for stream in (ssh.stdin, ssh.stdout, ssh.stderr):
                 assert stream is not None
                 with contextlib.suppress(BrokenPipeError):
