@@ -84,7 +84,10 @@ UNIT = (
     Check("unit tests", pytest_command("tests/unit", "tests/test_house.py"), counts_tests=True),
     Check(
         "the API's tests on PostgreSQL",
-        (sys.executable, "-m", "tests.support.postgresql", "--", *pytest_command("tests/unit/api")),
+        (
+            *(sys.executable, "-m", "tests.support.postgresql", "--"),
+            *pytest_command("tests/unit/api", "tests/unit/api_edge"),
+        ),
         counts_tests=True,
     ),
 )
