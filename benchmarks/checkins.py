@@ -18,12 +18,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row
 from turku_core.credentials import make_secret
 from turku_core.errors import TurkuError
+from turku_core.local.layout import STORAGE_UNIT
 from turku_core.local.parts import ADDRESS
 from turku_core.local.turku import LocalTurku
 
@@ -105,12 +105,13 @@ def measure_checkins(turku: LocalTurku, say: Callable[[str], None]) -> list[Row]
     keys = json.loads(turku.layout.registration_keys.read_text("utf-8"))
     logins = [_make_login(number) for number in range(MACHINES)]
     say(f"registering {MACHINES:,} machines")
-    caller.call_all([("update_config", _registration(login, keys)) for login in logins])
+    caller.call_all([("update_config", _registration(login, keys)) for login in logins], threads=2)
     turku.update_storage()
     storage = _storage_login(turku)
     now = time.time()
     caller.call_all(
-        [("storage_ping_source_update", _report(login, storage, now)) for login in logins]
+        [("storage_ping_source_update", _report(login, storage, now)) for login in logins],
+        threads=2,
     )
     checkins = [
         ("agent_ping_checkin", {"machine": {"uuid": login["uuid"], "secret": login["secret"]}})
@@ -157,6 +158,5 @@ def _report(login: Mapping[str, str], storage: Mapping[str, str], now: float) ->
 
 
 def _storage_login(turku: LocalTurku) -> dict[str, str]:
-    path: Path = turku.layout.storage / "var/lib/turku-storage/config.d/identity.json"
-    identity = json.loads(path.read_text("utf-8"))
-    return {"name": identity["name"], "secret": identity["secret"]}
+    identity = turku.layout.storage / "var/lib/turku-storage/config.d/identity.json"
+    return {"name": STORAGE_UNIT, "secret": json.loads(identity.read_text("utf-8"))["secret"]}
