@@ -139,6 +139,9 @@ def refresh(source: Source, now: datetime) -> bool:
     at = due.at
     if at is not None and source.lease_until is not None and source.lease_until > now:
         at = max(at, source.lease_until)
+    if at is not None and at > now and not source.failures and source.storage_id is not None:
+        # What kept it from being handed out when it was due is over.
+        source.problem = ""
     source.next_due_at = at
     if (source.next_due_at, source.missed_at, source.problem) != before:
         source.save(update_fields=["next_due_at", "missed_at", "problem"])

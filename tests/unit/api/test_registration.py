@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.test import override_settings
 
 from tests.support.api_world import World, make_public_key
@@ -69,6 +70,12 @@ def test_a_rotated_registration_key_lets_in_with_its_new_secret_alone(world: Wor
     assert world.agent(register=False).update(auth=world.auth()).status == 403
     auth = {"name": "machines", "secret": secret}
     assert world.agent(register=False).update(auth=auth).status == 200
+
+
+def test_a_registration_key_that_no_machine_could_show_is_not_made(db: None) -> None:
+    with pytest.raises(ValidationError, match="letters, digits"):
+        RegistrationKey.create_with_secret("my key")
+    assert not RegistrationKey.objects.exists()
 
 
 def test_sources_have_the_defaults_of_the_protocol(world: World) -> None:

@@ -39,8 +39,10 @@ def test_one_machine_of_a_shared_service_backs_it_up_in_a_period(
     world: World, unit: UnitCaller, peers: list[AgentCaller]
 ) -> None:
     assert _asked(peers) == [True, False, False]
+    assert "db/0 is backing up" in peers[1].source("data").problem
     unit.report_run(peers[0], "data")
     assert _asked(peers) == [False, False, False]
+    assert peers[1].source("data").problem == ""
     world.pass_time(hours=1)
     assert _asked(peers) == [False, False, False]
     assert Backup.objects.count() == 1

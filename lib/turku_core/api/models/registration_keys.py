@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from django.core.exceptions import ValidationError
 from django.db import models, transaction
 
-from turku_core import credentials
+from turku_core import credentials, fields
 
 
 class KeyKind(models.TextChoices):
@@ -36,6 +37,13 @@ class RegistrationKey(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Hold the name to what the protocol takes, or nobody could show the key."""
+        try:
+            fields.name(self.name, "name")
+        except fields.FieldError as error:
+            raise ValidationError({"name": f"It {error.expected}."}) from error
 
     @classmethod
     def create_with_secret(
