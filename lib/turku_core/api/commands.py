@@ -71,7 +71,7 @@ def run_command(asked: CommandLine) -> int:
         TurkuError: The command failed; the message is for the operator.
     """
     if asked.command not in _RUN_AS_ROOT:
-        _become_owner(asked.root / DATA_FOLDER)
+        become_owner(asked.root / DATA_FOLDER)
     os.environ["TURKU_API_ROOT"] = str(asked.root)
     os.environ["DJANGO_SETTINGS_MODULE"] = "turku_core.api.settings"
     # Imported late: Django reads the settings of the root that was just named.
@@ -81,7 +81,7 @@ def run_command(asked: CommandLine) -> int:
     return 0
 
 
-def _become_owner(folder: Path) -> None:
+def become_owner(folder: Path) -> None:
     """Let root act as the account that the API runs as, to which its data folder belongs.
 
     A database file that root made could not be written by the API afterwards.

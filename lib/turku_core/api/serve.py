@@ -24,7 +24,7 @@ from gunicorn.app.base import BaseApplication
 from turku_core.api.certificates import ensure_certificates
 from turku_core.api.tls import CertificateContext
 from turku_core.configuration import Merged
-from turku_core.errors import ConfigurationError
+from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.fields import FieldError, host, integer, port
 
 DEFAULT_LISTEN = "127.0.0.1:8000"
@@ -219,10 +219,24 @@ def serve(options: ServeOptions, load_application: Callable[[], Any]) -> None:
 
     Raises:
         ConfigurationError: The certificate or its key is missing.
+        TurkuError: The address can't be listened on.
     """
     check_files(options)
+    _check_address(options.listen)
     settings = make_gunicorn_settings(options, len(os.sched_getaffinity(0)))
     Server(settings, load_application, _announce).run()
+
+
+def _check_address(listen: str) -> None:
+    """Bind once before gunicorn does, which would try for five seconds and tell little."""
+    name, _, number = listen.rpartition(":")
+    family = socket.AF_INET6 if name.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((name.strip("[]"), int(number)))
+    except OSError as error:
+        raise TurkuError(f"{listen} can't be listened on: {error.strerror}.") from error
 
 
 def _announce(address: str) -> None:

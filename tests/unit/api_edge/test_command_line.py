@@ -64,4 +64,4 @@ def test_another_users_data_is_refused_when_we_cannot_become_that_user(
     monkeypatch.setattr(Path, "stat", lambda *_, **__: Status)
     monkeypatch.setattr(Path, "is_dir", lambda *_: True)
     with pytest.raises(ConfigurationError, match="belongs to user id 4711"):
-        commands._become_owner(folder)
+        commands.become_owner(folder)

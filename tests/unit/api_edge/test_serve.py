@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from turku_core.api import serve
 from turku_core.api.certificates import ensure_certificates
 from turku_core.api.serve import (
     ServeOptions,
@@ -175,3 +177,20 @@ def test_a_replaced_certificate_is_in_use_at_the_next_connection(
     assert context(None, default) is second
     os.unlink(made.certificate)
     assert context(None, default) is second
+
+
+def test_a_client_that_stops_half_way_gives_its_thread_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "RECEIVE_SECONDS_MAX", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve._bound_waiting(listener)
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            with accepted:
+                # As gunicorn's thread does before it reads.
+                accepted.setblocking(True)
+                client.sendall(b"POST /v1/he")
+                assert accepted.recv(100) == b"POST /v1/he"
+                with pytest.raises(BlockingIOError):
+                    accepted.recv(100)
