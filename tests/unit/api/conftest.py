@@ -5,7 +5,7 @@ To run them on PostgreSQL: ``python -m tests.support.postgresql -- pytest tests/
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 import pytest
 
@@ -23,6 +23,3 @@ def now() -> datetime:
 def world(db: None, now: datetime, monkeypatch: pytest.MonkeyPatch) -> World:
     """An API with registration keys, a clock that a test can set, and callers of all kinds."""
     return World(now, monkeypatch)
-
-
-DAY = timedelta(days=1)

@@ -115,7 +115,7 @@ def test_sqlite_keeps_a_write_ahead_log_and_waits_for_its_turn(db: None) -> None
         assert cursor.execute("PRAGMA synchronous").fetchone() == (1,)
         assert cursor.execute("PRAGMA busy_timeout").fetchone()[0] >= 5000
         assert cursor.execute("PRAGMA foreign_keys").fetchone() == (1,)
-    assert connection.transaction_mode == "IMMEDIATE"
+    assert connection.settings_dict["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
 
 
 def test_schedules_are_local_to_the_configured_zone(world: World) -> None:
