@@ -173,10 +173,10 @@ def test_sources_and_storage_units_are_paused_and_resumed(
     source, storage = agent.source().pk, unit.row.pk
     act(site, "source", "pause", source)
     act(site, "storageunit", "pause", storage)
-    assert agent.source().paused and unit.row.paused
+    assert (agent.source().paused, unit.row.paused) == (True, True)
     act(site, "source", "resume", source)
     act(site, "storageunit", "resume", storage)
-    assert not agent.source().paused and not unit.row.paused
+    assert (agent.source().paused, unit.row.paused) == (False, False)
     act(site, "source", "backup_now", source)
     assert agent.source().due_now
 

@@ -41,7 +41,7 @@ def run(world: World, capsys: pytest.CaptureFixture[str]) -> Run:
         name = words[0].replace("-", "_")
         command = Utility(["turku-api", name]).fetch_command(name)
         # As run_from_argv does, but it would close the connection that the test's changes are in.
-        command._called_from_command_line = True
+        command._called_from_command_line = True  # type: ignore[attr-defined]  # Django's own word
         options = command.create_parser("turku-api", name).parse_args(list(words[1:]))
         command.execute(**vars(options))
         return capsys.readouterr().out

@@ -181,7 +181,7 @@ def test_a_schedule_that_is_not_valid_is_told_and_hides_no_other_source(
 def test_a_shared_source_that_another_machine_backed_up_is_not_behind(
     world: World, unit: UnitCaller
 ) -> None:
-    shared = {
+    shared: dict[str, Any] = {
         "sources": {"db": {"path": "/srv/db", "shared_service": True}},
         "environment_name": "prod",
         "service_name": "db",
