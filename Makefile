@@ -12,6 +12,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 
+# As pip does when it installs: a command that starts every five minutes isn't compiled each time.
+COMPILE := $(BIN)/python -m compileall -q lib/turku_core
+
 # demo: the tree to back up. Empty: /usr/share/doc.
 SOURCE ?=
 # bench: where to write the table as JSON as well. Empty: nowhere.
@@ -23,18 +26,22 @@ help:  ## Say what can be made
 
 .PHONY: demo
 demo: local-packages $(VENV)/.ready-local  ## Back up a real tree on this machine, restore it, compare (SOURCE=/path)
+	@$(COMPILE)
 	@$(BIN)/turku-local demo $(if $(SOURCE),--source '$(SOURCE)')
 
 .PHONY: test
 test: test-packages $(VENV)/.ready-dev  ## Lint, then run every test; the last line counts them
+	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py lint unit integration
 
 .PHONY: lint unit integration
 lint unit integration: $(VENV)/.ready-dev  ## Only that part of `make test`
+	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py $@
 
 .PHONY: bench
 bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side by side (JSON=path)
+	@$(COMPILE)
 	@$(BIN)/python -m benchmarks $(if $(JSON),--json '$(JSON)')
 
 .PHONY: format
