@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from turku_core.agent.hooks import HookFailed, run_hook
 from turku_core.agent.identity import Identity
 from turku_core.agent.processes import Interrupted, Stop, printable
-from turku_core.agent.rsync_daemon import make_module, make_rules
-from turku_core.agent.session import ComeBackLater, Event, SessionFailed, SessionPlan, run_session
+from turku_core.agent.rsync_daemon import MODULE_PATH_BYTES_MAX, make_module, make_rules
+from turku_core.agent.session import ComeBackLater, Event, SessionPlan, run_session
 from turku_core.agent.settings import Locations
 from turku_core.agent.sources import LocalSource
+from turku_core.commandline import human_size
+from turku_core.errors import TurkuError
 from turku_core.protocol.messages import Source, StorageAddress
 
 logger = logging.getLogger(__name__)
@@ -53,13 +55,25 @@ class Outcome:
 
 
 def back_up(
-    job: BackupJob, *, locations: Locations, identity: Identity, stop: Stop
+    job: BackupJob,
+    *,
+    locations: Locations,
+    identity: Identity,
+    stop: Stop,
+    on_progress: Callable[[str], None],
 ) -> dict[str, Outcome]:
     """Back up the job's sources and return how each of them went. It doesn't raise for what fails.
 
     The hooks before run first, so that no storage unit waits for them. A source whose hook fails
     is left out of the session, and the storage unit is told why, for the record. The hooks after
     run for every source whose turn had come, whatever happened in between.
+
+    Args:
+        job: What to back up, and where to.
+        locations: Where the agent keeps its files.
+        identity: Who the machine is.
+        stop: Ends it early.
+        on_progress: Gets a line now and then that says how far it is.
     """
     cancelled: dict[str, str] = {}
     begun: list[DueSource] = []
@@ -70,7 +84,8 @@ def back_up(
             reason = _prepare(each.local, stop)
             if reason is not None:
                 cancelled[each.local.name] = reason
-        outcomes = _hold_session(job, cancelled, locations, identity, stop)
+        plan = _make_plan(job, cancelled)
+        outcomes = _hold_session(plan, job, locations, identity, stop, on_progress)
     except Interrupted:
         outcomes = failed_outcomes(job, "The backup was interrupted.")
     finally:
@@ -106,6 +121,11 @@ def _prepare(source: LocalSource, stop: Stop) -> str | None:
 
 def path_problem(path: Path) -> str | None:
     """Return a sentence when a source's folder can't be read at all, or None."""
+    if len(os.fsencode(path)) > MODULE_PATH_BYTES_MAX:
+        return (
+            f"The source's path {printable(os.fspath(path))} is longer than the "
+            f"{MODULE_PATH_BYTES_MAX} bytes that rsync's daemon takes: name a folder above it."
+        )
     if path.is_dir() and os.access(path, os.R_OK | os.X_OK):
         return None
     what = "isn't there" if not path.exists() else "can't be read as a folder"
@@ -134,13 +154,7 @@ def _conclude(source: LocalSource, outcome: Outcome) -> None:
         never.close()
 
 
-def _hold_session(
-    job: BackupJob,
-    cancelled: Mapping[str, str],
-    locations: Locations,
-    identity: Identity,
-    stop: Stop,
-) -> dict[str, Outcome]:
+def _make_plan(job: BackupJob, cancelled: Mapping[str, str]) -> SessionPlan:
     modules = [
         make_module(
             each.local.name,
@@ -150,14 +164,26 @@ def _hold_session(
         for each in job.sources
         if each.local.name not in cancelled
     ]
+    details = {"cancelled": dict(cancelled)} if cancelled else {}
+    return SessionPlan(job.storage, "checkin", modules, details)
+
+
+def _hold_session(
+    plan: SessionPlan,
+    job: BackupJob,
+    locations: Locations,
+    identity: Identity,
+    stop: Stop,
+    on_progress: Callable[[str], None],
+) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
 
     def on_event(event: Event) -> None:
-        _take(event, job, outcomes)
+        if event["event"] == "progress":
+            on_progress(f"{event.get('source', '')}: {progress_words(event)}")
+        else:
+            _take(event, job, outcomes)
 
-    plan = SessionPlan(
-        job.storage, "checkin", modules, {"cancelled": dict(cancelled)} if cancelled else {}
-    )
     # A unit of v1 says nothing of single sources; its exit code then speaks for all of them.
     rest = Outcome("success")
     try:
@@ -166,9 +192,20 @@ def _hold_session(
         )
     except ComeBackLater as error:
         rest = Outcome("later", str(error))
-    except SessionFailed as error:
+    except TurkuError as error:
         rest = Outcome("failed", str(error))
-    return {module.name: outcomes.get(module.name, rest) for module in modules}
+    return {module.name: outcomes.get(module.name, rest) for module in plan.modules}
+
+
+def progress_words(event: Event) -> str:
+    """Return how far a storage unit says it is, such as ``1.5 GiB, 40 %``."""
+    count, percent = event.get("bytes"), event.get("percent")
+    words = []
+    if isinstance(count, (int, float)):
+        words.append(human_size(count) or "")
+    if isinstance(percent, (int, float)):
+        words.append(f"{percent:.0f} %")
+    return ", ".join(words)
 
 
 def _take(event: Event, job: BackupJob, outcomes: dict[str, Outcome]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turku_core import fields
+from turku_core.commandline import Progress
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TurkuError
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
@@ -145,6 +148,8 @@ class Sessions:
         self._stop = stop
         self._ended: queue.Queue[tuple[threading.Thread, dict[str, Outcome]]] = queue.Queue()
         self._threads: dict[threading.Thread, set[str]] = {}
+        self._progress = Progress()
+        self._showing = threading.Lock()
         self.outcomes: dict[str, Outcome] = {}
 
     @property
@@ -169,12 +174,20 @@ class Sessions:
 
         try:
             outcomes = back_up(
-                job, locations=self._locations, identity=self._identity, stop=self._stop
+                job,
+                locations=self._locations,
+                identity=self._identity,
+                stop=self._stop,
+                on_progress=self._show,
             )
         except Exception as error:
             logger.exception("storage unit %s: the session failed", job.storage.name)
             outcomes = failed_outcomes(job, str(error))
         self._ended.put((threading.current_thread(), outcomes))
+
+    def _show(self, line: str) -> None:
+        with self._showing:
+            self._progress.show(line)
 
     def wait(self, seconds: float) -> bool:
         """Wait until all sessions have ended or the time is up; return whether they have ended."""
@@ -191,6 +204,7 @@ class Sessions:
         self._stop.set()
         while self._threads:
             self._collect(None)
+        self._progress.clear()
 
     def _collect(self, seconds: float | None) -> None:
         thread, outcomes = self._ended.get(timeout=seconds)
@@ -210,14 +224,13 @@ def ping(
     Raises:
         TurkuError: The first check-in failed.
     """
+    _sweep(locations.run)
     due = check_in(client, identity)
     if not due.sources and not due.problems:
         logger.info("nothing is due")
         return DONE, {}
     from turku_core.agent.processes import Stop
-    from turku_core.agent.session import sweep_sessions
 
-    sweep_sessions(locations.run)
     stop = Stop()
     sessions = Sessions(locations, identity, stop)
     try:
@@ -228,6 +241,18 @@ def ping(
         sessions.finish()
         stop.close()
     return _exit_code(failed, sessions.outcomes), sessions.outcomes
+
+
+def _sweep(run_folder: Path) -> None:
+    """Remove what a killed agent left behind, which is next to never there."""
+    try:
+        left = any(entry.is_dir() for entry in os.scandir(run_folder / "sessions"))
+    except FileNotFoundError:
+        return
+    if left:
+        from turku_core.agent.session import sweep_sessions
+
+        sweep_sessions(run_folder)
 
 
 def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:

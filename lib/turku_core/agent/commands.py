@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 from turku_core.agent.settings import Locations, Settings, load_settings
-from turku_core.commandline import add_json_option, make_parser, print_json, run, usage_error
+from turku_core.commandline import (
+    add_json_option,
+    make_parser,
+    print_json,
+    print_table,
+    run,
+    usage_error,
+)
 from turku_core.errors import DONE, TRY_AGAIN_LATER
 from turku_core.protocol.client import Client
 
@@ -80,7 +88,6 @@ def _send(arguments: argparse.Namespace) -> int:
 def _show_config(arguments: argparse.Namespace, settings: Settings, locations: Locations) -> int:
     from turku_core.agent.identity import NoIdentity, load_identity
     from turku_core.agent.sources import load_sources
-    from turku_core.commandline import print_table
 
     sources = load_sources(locations.sources).checked()
     try:
@@ -274,6 +281,11 @@ def _ping(arguments: argparse.Namespace) -> int:
             logger.info("the go/no-go program says: not now")
             return TRY_AGAIN_LATER
         code, outcomes = ping(locations, identity, _client(settings))
+    if sys.stdout.isatty() and outcomes and not arguments.json:
+        print_table(
+            ("source", "outcome", "message"),
+            [(name, outcome.word, outcome.message) for name, outcome in outcomes.items()],
+        )
     if arguments.json:
         print_json(
             {

@@ -9,7 +9,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from turku_core.agent.processes import LineReader, Stop, Waiter, end, printable, start
+from turku_core.agent.processes import (
+    LineReader,
+    ProgramMissing,
+    Stop,
+    Waiter,
+    end,
+    printable,
+    start,
+)
 from turku_core.errors import TurkuError
 
 logger = logging.getLogger(__name__)
@@ -68,8 +76,11 @@ def run_hook(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-    except OSError as error:
-        raise HookFailed(f"The hook {program} can't be run: {error.strerror}.") from error
+    except ProgramMissing as error:
+        raise HookFailed(
+            f"The hook {program} is missing or not executable: put it there, or mend the source's "
+            "file in sources.d."
+        ) from error
     try:
         code = _follow(process, source, program, timeout, stop)
     finally:
@@ -77,8 +88,6 @@ def run_hook(
         if process.poll() is None:
             end([process])
         process.stdout.close()
-    if code in (126, 127) and not os.access(program, os.X_OK):
-        raise HookFailed(f"The hook {program} is missing or not executable.")
     if code:
         raise HookFailed(f"The hook {program} ended with {_meaning(code)}.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from turku_core.errors import TurkuError
+
 GRACE_SECONDS = 5.0
 """How long a program may take to end by itself after SIGTERM."""
 
@@ -20,6 +23,10 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 """A longer line is cut; the longest that is meant is a list of some 50,000 snapshots."""
 
 _CHUNK_BYTES = 65536
+
+
+class ProgramMissing(TurkuError):
+    """A program that is to be run isn't there, or isn't executable."""
 
 
 class Interrupted(Exception):
@@ -78,9 +85,16 @@ def start(
         folder: The working folder.
         environment: The whole environment; nothing is inherited.
         stdin, stdout, stderr: As for `subprocess.Popen`.
+
+    Raises:
+        ProgramMissing: There is no such program.
     """
+    guarded = make_guarded_command(command)
+    for program in (guarded[0], command[0]):
+        if shutil.which(program, path=environment.get("PATH")) is None:
+            raise ProgramMissing(f"The program {program} is missing or not executable.")
     return subprocess.Popen(
-        make_guarded_command(command),
+        guarded,
         cwd=folder,
         env=dict(environment),
         stdin=stdin,
@@ -119,6 +133,7 @@ class LineReader:
     """Cuts what a descriptor delivers into lines, without ever waiting for more."""
 
     def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
         self._descriptor = stream.fileno()
         os.set_blocking(self._descriptor, False)
         self._buffer = bytearray()
@@ -137,9 +152,9 @@ class LineReader:
                 break
             self.ended = not chunk
             self._buffer += chunk
-            if len(self._buffer) > LINE_BYTES_MAX or len(chunk) < _CHUNK_BYTES:
-                break
-        return self._complete_lines()
+            if self.ended or b"\n" in chunk or len(self._buffer) > LINE_BYTES_MAX:
+                return self._complete_lines()
+        return []
 
     def _complete_lines(self) -> list[str]:
         *lines, rest = bytes(self._buffer).split(b"\n")

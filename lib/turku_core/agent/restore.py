@@ -14,10 +14,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from turku_core.agent.backup import progress_words
 from turku_core.agent.hooks import run_hook
 from turku_core.agent.identity import Identity, load_identity
 from turku_core.agent.processes import Interrupted, Stop, printable
-from turku_core.agent.rsync_daemon import RESTORE_MODULE, make_module, unmunge_links
+from turku_core.agent.rsync_daemon import (
+    MODULE_PATH_BYTES_MAX,
+    RESTORE_MODULE,
+    make_module,
+    unmunge_links,
+    uses_chroot,
+)
 from turku_core.agent.session import ComeBackLater, Event, SessionPlan, run_session, sweep_sessions
 from turku_core.agent.settings import Locations, Settings, load_settings
 from turku_core.agent.snapshots import (
@@ -44,6 +51,7 @@ from turku_core.protocol.messages import StorageAddress
 logger = logging.getLogger(__name__)
 
 _SHOWN_CHANGES_MAX = 100_000
+_WORDS_KEPT = 10
 
 
 class RestoreFailed(TurkuError):
@@ -192,7 +200,7 @@ def _restore_source(agent: _Agent, arguments: argparse.Namespace, stop: Stop) ->
     paths = _paths_inside(arguments.paths, agent, snapshot, own)
     if arguments.dry_run and not destination.folder.exists():
         # rsync wants to compare with something.
-        with tempfile.TemporaryDirectory(prefix="turku-") as empty:
+        with tempfile.TemporaryDirectory(dir=agent.locations.run) as empty:
             report = _run(agent, snapshot, destination, paths, Path(empty), arguments, stop)
     else:
         if not arguments.dry_run:
@@ -225,6 +233,11 @@ def _folder(
 
 
 def _make_folder(folder: Path) -> None:
+    if len(os.fsencode(folder)) > MODULE_PATH_BYTES_MAX:
+        raise ConfigurationError(
+            f"The path of {printable(str(folder))} is longer than the {MODULE_PATH_BYTES_MAX} "
+            "bytes that rsync's daemon takes: use a shorter --target."
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -304,13 +317,18 @@ def _run(
             {"restore": wish},
         )
         _hold(plan, agent, stop, report)
-        if os.geteuid() != 0 and not arguments.dry_run:
-            unmunge_links(module_folder)
+        if not arguments.dry_run:
+            _finish_links(module_folder)
         outcome = "success"
     finally:
         if hooks_of is not None:
             _run_after(hooks_of, destination.folder, outcome)
     return report
+
+
+def _finish_links(folder: Path) -> None:
+    if not uses_chroot():
+        unmunge_links(folder)
 
 
 def _run_hook(source: LocalSource, key: str, folder: Path, stop: Stop, **outcome: str) -> None:
@@ -343,13 +361,13 @@ def _hold(plan: SessionPlan, agent: _Agent, stop: Stop, report: _Report) -> None
     def on_event(event: Event) -> None:
         kind = event["event"]
         if kind == "progress":
-            progress.show(_progress_line(event))
+            progress.show(f"restored {progress_words(event)}")
         elif kind == "result":
             _take_result(event, report)
         elif kind == "change" and len(report.changes) < _SHOWN_CHANGES_MAX:
             report.changes.append(str(event.get("message", "")))
         elif kind == "message":
-            said.append(printable(str(event.get("message", ""))))
+            said[:] = [*said, printable(str(event.get("message", "")))][-_WORDS_KEPT:]
             logger.info("storage unit %s: %s", plan.storage.name, said[-1])
 
     try:
@@ -374,13 +392,6 @@ def _hold(plan: SessionPlan, agent: _Agent, stop: Stop, report: _Report) -> None
         )
     if not report.ok:
         raise RestoreFailed(f"The restore failed: {report.message or 'no reason was given'}")
-
-
-def _progress_line(event: Event) -> str:
-    count, percent = event.get("bytes"), event.get("percent")
-    size = human_size(count) if isinstance(count, (int, float)) else ""
-    share = f", {percent:.0f} %" if isinstance(percent, (int, float)) else ""
-    return f"restored {size}{share}"
 
 
 def _take_result(event: Event, report: _Report) -> None:
@@ -453,8 +464,7 @@ def _wait_for_administrator(agent: _Agent, target: Path | None, stop: Stop) -> i
         stop.set()
         for thread in threads:
             thread.join()
-        if os.geteuid() != 0:
-            unmunge_links(folder)
+        _finish_links(folder)
     if failure is not None:
         raise failure
     return DONE

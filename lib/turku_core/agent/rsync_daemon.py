@@ -31,7 +31,13 @@ reading a file of a terabyte for its checksum is silent for a while."""
 CONNECTIONS_MAX = 4
 """A storage unit needs one at a time; a second may linger while it ends."""
 
+MODULE_PATH_BYTES_MAX = 2000
+"""rsync gives up on its whole configuration when a path from the environment is much longer."""
+
 _CONFIGURATION = "rsyncd.conf"
+_CAP_SYS_CHROOT = 18
+"""The capability's number, <linux/capability.h>."""
+
 _MUNGED = "/rsyncd-munged/"
 
 
@@ -97,18 +103,30 @@ def _exclude_rule(pattern: str) -> str:
     return pattern if pattern.startswith(("+ ", "- ")) or pattern == "!" else f"- {pattern}"
 
 
-def render_configuration(modules: Sequence[Module], *, as_root: bool) -> str:
+def uses_chroot() -> bool:
+    """Say whether the daemon confines each connection to its module by chroot(2).
+
+    It does when it may (capabilities(7), CAP_SYS_CHROOT): always as root, except in a container
+    that was denied it. Otherwise rsync itself confines the connection.
+    """
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_CHROOT & 1)
+
+
+def render_configuration(modules: Sequence[Module], *, as_root: bool, chroot: bool) -> str:
     """Return the text of rsyncd.conf for these modules.
 
     Args:
         modules: The modules; their paths, passwords and rules are not in the text.
-        as_root: Whether the daemon will run as root. Then each connection is confined to its
-            module by chroot(2) and files keep their owners; otherwise rsync itself confines it.
+        as_root: Whether the daemon will run as root, which keeps files' owners.
+        chroot: See `uses_chroot`.
     """
     return render(
         "rsyncd.conf.j2",
         modules=modules,
         as_root=as_root,
+        chroot=chroot,
         connections=CONNECTIONS_MAX,
         timeout=IDLE_SECONDS,
     )
@@ -144,7 +162,7 @@ class RsyncDaemon:
         self._listener = _listen(folder)
 
     def _write_files(self, modules: Sequence[Module]) -> None:
-        text = render_configuration(modules, as_root=os.geteuid() == 0)
+        text = render_configuration(modules, as_root=os.geteuid() == 0, chroot=uses_chroot())
         _write_private(self._folder / _CONFIGURATION, text)
         for number, module in enumerate(modules, start=1):
             _write_private(

@@ -21,6 +21,9 @@ from turku_core.protocol.messages import Source, StorageAddress
 
 logger = logging.getLogger(__name__)
 
+_SNAPSHOTS_MAX = 200_000
+"""From one storage unit: a thousand sources with two hundred snapshots each."""
+
 _STATES = ("committed", "expired")
 
 
@@ -236,7 +239,7 @@ def _list_one(
         if event["event"] != "snapshots" or not isinstance(event.get("snapshots"), list):
             return
         answered = True
-        for value in event["snapshots"]:
+        for value in event["snapshots"][: _SNAPSHOTS_MAX - len(snapshots)]:
             try:
                 snapshots.append(Snapshot.from_json(value, storage))
             except FieldError as error:

@@ -239,6 +239,17 @@ def test_a_refused_forward_is_said(machine: AgentMachine, unit: StandInUnit, tre
     assert "remote forward" in outcomes(machine)[1]["docs"]["message"]
 
 
+def test_missing_programs_are_named(
+    machine: AgentMachine, unit: StandInUnit, tree: Path, tmp_path: Path
+) -> None:
+    machine.add_source("docs", tree)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/setpriv").symlink_to("/usr/bin/setpriv")
+    done = machine.run("turku-agent-ping", PATH=str(tmp_path / "bin"))
+    assert done.code == 1
+    assert "The program ssh is missing" in done.errors
+
+
 def test_a_unit_that_is_busy_is_left_quietly(
     machine: AgentMachine, unit: StandInUnit, tree: Path
 ) -> None:
@@ -283,6 +294,17 @@ def test_a_path_that_isnt_there_is_reported_and_the_other_source_is_backed_up(
     (request,) = unit.requests()
     assert set(request["sources"]) == {"docs"}
     assert set(request["cancelled"]) == {"gone"}
+
+
+def test_a_path_that_is_too_long_for_rsync_stops_no_other_source(
+    machine: AgentMachine, unit: StandInUnit, tree: Path
+) -> None:
+    machine.add_source("docs", tree)
+    machine.add_source("long", tree / "/".join(["d" * 200] * 12))
+    code, done = outcomes(machine)
+    assert code == 1
+    assert done["docs"]["outcome"] == "success"
+    assert "2000 bytes" in done["long"]["message"]
 
 
 def test_sources_on_several_units_get_a_session_each(
@@ -380,7 +402,7 @@ def test_prior_art_24_a_killed_agent_takes_ssh_and_rsync_along_and_is_swept_late
         connection.kill()
         connection.wait()
     assert machine.leftovers() != []
-    unit.behave()
+    machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"].clear()
     assert machine.run("turku-agent-ping").code == 0
     assert machine.leftovers() == []
 

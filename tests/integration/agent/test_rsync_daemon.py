@@ -16,6 +16,7 @@ import pytest
 from tests.support.trees import describe_tree, differences, make_odd_tree
 from turku_core.agent import rsync_daemon
 from turku_core.agent.rsync_daemon import (
+    MODULE_PATH_BYTES_MAX,
     RESTORE_MODULE,
     Module,
     RsyncDaemon,
@@ -116,14 +117,7 @@ Serve = Callable[..., Served]
 def confinement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Serve as root does it (in a chroot), and as any other user does it."""
     if request.param == "rsync alone":
-        real = rsync_daemon.render_configuration
-
-        def render(modules: list[Module], *, as_root: bool) -> str:
-            # Started by root, rsync would become nobody here.
-            first = "uid = 0\ngid = 0\n" if as_root else ""
-            return first + real(modules, as_root=False)
-
-        monkeypatch.setattr(rsync_daemon, "render_configuration", render)
+        monkeypatch.setattr(rsync_daemon, "uses_chroot", lambda: False)
     return str(request.param)
 
 
@@ -177,6 +171,18 @@ def test_a_whole_tree_is_read_as_it_is(serve: Serve, tmp_path: Path) -> None:
 def test_a_path_of_any_name_is_served(serve: Serve, tmp_path: Path, name: str) -> None:
     tree = tmp_path / name
     tree.mkdir()
+    (tree / "file").write_text("content")
+    done = serve(make_module("docs", tree)).rsync("-a", "docs:/", f"{tmp_path}/copy/")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy/file").read_text() == "content"
+
+
+def test_a_path_of_the_greatest_length_is_served(serve: Serve, tmp_path: Path) -> None:
+    tree = tmp_path
+    while (left := MODULE_PATH_BYTES_MAX - len(str(tree)) - 1) > 0:
+        tree = tree / ("d" * min(left, 200 if left == 201 else 201))
+    assert len(str(tree)) in (MODULE_PATH_BYTES_MAX, MODULE_PATH_BYTES_MAX - 1)
+    tree.mkdir(parents=True)
     (tree / "file").write_text("content")
     done = serve(make_module("docs", tree)).rsync("-a", "docs:/", f"{tmp_path}/copy/")
     assert done.returncode == 0, done.stderr

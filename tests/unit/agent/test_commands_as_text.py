@@ -208,8 +208,8 @@ refuse options = delete fake-super keep-dirlinks write-devices
 def test_the_daemons_configuration_as_root_and_as_another_user() -> None:
     docs = Module("docs", Path("/srv/a b"), "one", "password-one", ("- *.key",))
     target = Module("turku-restore", Path("/restore"), "two", "password-two", (), True)
-    assert render_configuration([docs], as_root=True) == COMMON + READ
-    both = render_configuration([docs, target], as_root=False)
+    assert render_configuration([docs], as_root=True, chroot=True) == COMMON + READ
+    both = render_configuration([docs, target], as_root=False, chroot=False)
     confined = READ.replace("use chroot = yes", "use chroot = no").replace("uid = 0\ngid = 0\n", "")
     assert both == COMMON + confined + WRITE
     environment = make_daemon_environment([docs, target])
