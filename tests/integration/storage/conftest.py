@@ -84,6 +84,19 @@ class Unit:
         assert code is None or done.returncode == code, done.stdout
         return done.stdout
 
+    def run_json(self, *arguments: str, code: int = 0) -> Any:
+        """Run ``turku-storage`` with ``--json`` and return what it printed for a program."""
+        done = subprocess.run(
+            [self.program("turku-storage"), *arguments, "--json", "--root", str(self.root)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
     def drain(self) -> str:
         """Let the worker do everything that is due."""
         return self.run("turku-storage-worker", "--once", code=None)

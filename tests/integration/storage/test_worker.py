@@ -236,7 +236,7 @@ def test_expiry_goes_on_by_its_own_clock_and_tells_the_api(unit: Unit, machine: 
     unit.drain()
     states = [each for each in unit.api.inventory("docs") if each["name"] == first]
     assert states[-1]["state"] == "expired"
-    listed = json.loads(unit.run("turku-storage", "list", "--json"))["snapshots"]
+    listed = unit.run_json("list")["snapshots"]
     assert [bool(each["expired_at"]) for each in listed] == [True, False]
 
 
