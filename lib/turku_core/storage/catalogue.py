@@ -724,6 +724,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "str": _any_text,
     "bool": fields.boolean,
     "int": fields.integer,
+    "float": fields.number,
     "datetime": _time,
 }
 

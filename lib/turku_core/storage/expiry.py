@@ -114,7 +114,7 @@ def decide(
     return Decision(
         expire=tuple(new),
         unexpire=tuple(unexpire),
-        remove=tuple(over) + (tuple(new) if remove_now else ()),
+        remove=tuple(over) + (tuple(new) if remove_now or not grace else ()),
         remove_when_full=tuple(record for record in expired if record not in over),
         held=tuple(held),
     )
