@@ -96,9 +96,12 @@ def check(locations: Locations) -> Iterator[Finding]:
     if offer is not None:
         for name in own.sources.keys() - offer.own.keys():
             yield Finding(
-                f"source {name}", False, "the API doesn't know it yet: run turku-update-config."
+                f"source {name}",
+                False,
+                "the API doesn't know it yet, or has no storage unit for it: run "
+                "turku-update-config.",
             )
-        for storage in offer.storages(None):
+        for storage in offer.all_storages():
             yield check_storage(storage, identity.ssh_key)
 
 

@@ -6,8 +6,9 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from turku_core.agent.settings import Locations, Settings, load_settings
 from turku_core.commandline import (
@@ -20,6 +21,9 @@ from turku_core.commandline import (
 )
 from turku_core.errors import DONE, TRY_AGAIN_LATER
 from turku_core.protocol.client import Client
+
+if TYPE_CHECKING:
+    from turku_core.agent.sources import LocalSource
 
 # An idle check-in imports this module and `checkin`, nothing else of the agent: see there.
 
@@ -71,7 +75,7 @@ def _send(arguments: argparse.Namespace) -> int:
     settings = load_settings(locations)
     sources = load_sources(locations.sources).checked()
     if arguments.dry_run:
-        return _show_config(arguments, settings, locations)
+        return _show_config(arguments, locations, settings, sources)
     identity = ensure_identity(locations, new=arguments.new_identity)
     send(_client(settings), settings, identity, sources)
     if arguments.json:
@@ -85,11 +89,14 @@ def _send(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _show_config(arguments: argparse.Namespace, settings: Settings, locations: Locations) -> int:
+def _show_config(
+    arguments: argparse.Namespace,
+    locations: Locations,
+    settings: Settings,
+    sources: Mapping[str, LocalSource],
+) -> int:
     from turku_core.agent.identity import NoIdentity, load_identity
-    from turku_core.agent.sources import load_sources
 
-    sources = load_sources(locations.sources).checked()
     try:
         uuid = load_identity(locations).uuid
     except NoIdentity:

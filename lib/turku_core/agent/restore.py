@@ -83,9 +83,8 @@ class _Agent:
             return None
         return self.offer.machine(name)
 
-    def snapshots(self, former: FormerMachine | None, stop: Stop) -> list[Snapshot]:
-        """List what there is on the storage units of this or a former machine."""
-        storages = self.offer.storages(former.uuid if former else None)
+    def snapshots(self, storages: Sequence[StorageAddress], stop: Stop) -> list[Snapshot]:
+        """List what there is on storage units."""
         return list_snapshots(storages, locations=self.locations, identity=self.identity, stop=stop)
 
     def names(self) -> dict[str, str]:
@@ -98,9 +97,10 @@ def list_command(arguments: argparse.Namespace) -> int:
     """Run ``turku-agent-ping --list``."""
     agent = _Agent.load(arguments.root)
     former = agent.former(arguments.machine)
+    storages = agent.offer.storages_of(former) if arguments.machine else agent.offer.all_storages()
     stop = Stop()
     try:
-        snapshots = agent.snapshots(former, stop)
+        snapshots = agent.snapshots(storages, stop)
     finally:
         stop.close()
     shown = [
@@ -186,7 +186,7 @@ def _restore_source(agent: _Agent, arguments: argparse.Namespace, stop: Stop) ->
         )
     now = datetime.now(timezone.utc).astimezone()
     snapshot = choose(
-        agent.snapshots(former, stop),
+        agent.snapshots(agent.offer.storages_of(former), stop),
         _uuid_of(agent, former),
         arguments.source,
         arguments.snapshot,
@@ -436,7 +436,7 @@ def _wait_for_administrator(agent: _Agent, target: Path | None, stop: Stop) -> i
     Each unit prints a ready-made rsync line for its administrator.
     """
     folder = target.absolute() if target else agent.settings.restore_path
-    storages = agent.offer.storages(None)
+    storages = agent.offer.storages_of(None)
     if not storages:
         raise TurkuError(
             "The API names no storage unit for this machine: it has no source there yet."

@@ -47,23 +47,13 @@ class Restorable:
     own: Mapping[str, Source]
     former: Mapping[str, FormerMachine]
 
-    def storages(self, machine: str | None) -> tuple[StorageAddress, ...]:
-        """Return each storage unit that may hold snapshots.
+    def storages_of(self, machine: FormerMachine | None) -> tuple[StorageAddress, ...]:
+        """Return each storage unit that may hold snapshots of this machine, or of a former one."""
+        return _distinct(machine.sources if machine else self.own)
 
-        Args:
-            machine: A former machine's UUID, or None for this machine and all former ones.
-        """
-        groups = [self.former[machine].sources] if machine else [self.own]
-        if machine is None:
-            groups += [former.sources for former in self.former.values()]
-        return tuple(
-            dict.fromkeys(
-                source.storage
-                for sources in groups
-                for source in sources.values()
-                if source.storage is not None
-            )
-        )
+    def all_storages(self) -> tuple[StorageAddress, ...]:
+        """Return each storage unit that may hold snapshots of this machine or any former one."""
+        return _distinct(self.own, *(former.sources for former in self.former.values()))
 
     def machine(self, name: str) -> FormerMachine:
         """Return the former machine with this UUID or name.
@@ -83,6 +73,11 @@ class Restorable:
             f"This machine may not restore machine {printable(name)}: an administrator has to "
             "allow it first (turku-api on an API unit, or the administration site)."
         )
+
+
+def _distinct(*groups: Mapping[str, Source]) -> tuple[StorageAddress, ...]:
+    found = [source.storage for sources in groups for source in sources.values()]
+    return tuple(dict.fromkeys(storage for storage in found if storage is not None))
 
 
 def restorable(client: Client, identity: Identity) -> Restorable:
