@@ -61,7 +61,7 @@ def serve(root: Path, machine: str, clock: Callable[[], datetime]) -> int:
             code = _refuse(voice, uuid, error)
         except Exception as error:
             logger.exception("machine %s: unexpected error", uuid)
-            voice.result(ok=False, message=f"Unexpected error: {type(error).__name__}.")
+            _say_why(voice, f"Unexpected error: {type(error).__name__}.")
             code = FAILED
         if lifeline.reason:
             logger.warning("machine %s: %s", uuid, lifeline.reason)
@@ -102,14 +102,19 @@ def _refuse(voice: Voice, machine: str, error: TurkuError | fields.FieldError) -
     """Say why the session ends; what is wrong with this unit's own files is only logged."""
     logger.error("machine %s: %s", machine, error)
     if isinstance(error, ConfigurationError):
-        voice.result(
-            ok=False, message="The storage unit's configuration is wrong; its log says how."
-        )
+        _say_why(voice, "The storage unit's configuration is wrong; its log says how.")
     else:
-        voice.result(ok=False, message=str(error))
+        _say_why(voice, str(error))
     if isinstance(error, fields.FieldError) or error.exit_code == BAD_USAGE:
         return FAILED
     return error.exit_code
+
+
+def _say_why(voice: Voice, sentence: str) -> None:
+    """Say why a session ends as an event and, for a person to see, on standard error."""
+    voice.result(ok=False, message=sentence)
+    if voice.events:
+        Voice(2, lambda _: None).message(sentence)
 
 
 def set_up_logging(paths: Paths) -> None:

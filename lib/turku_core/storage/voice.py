@@ -37,7 +37,7 @@ class Voice:
         self._descriptor = descriptor
         self._on_gone = on_gone
         self._gone = False
-        self._events = events
+        self.events = events
         self._write_seconds = write_seconds
         self._progress_at = 0.0
 
@@ -55,7 +55,7 @@ class Voice:
     def progress(self, source: str, count: int, percent: float | None) -> None:
         """Say how far a source is, in bytes and percent, now and then."""
         now = time.monotonic()
-        if not self._events or now - self._progress_at < _PROGRESS_SECONDS:
+        if not self.events or now - self._progress_at < _PROGRESS_SECONDS:
             return
         self._progress_at = now
         event = {"event": "progress", "source": source, "bytes": count, "percent": percent}
@@ -81,7 +81,7 @@ class Voice:
         )
 
     def _say(self, event: dict[str, Any], text: str) -> None:
-        line = json.dumps(event) if self._events else _printable(text)
+        line = json.dumps(event) if self.events else _printable(text)
         try:
             self._write(line.encode("utf-8", "backslashreplace") + b"\n")
         except OSError:

@@ -95,6 +95,10 @@ class WorkerState:
             if error != former.error or time.monotonic() - self._stored_at > 5:
                 self._store()
 
+    def error(self, name: str) -> str:
+        """Return with which error a loop's last round ended; no text when it went well."""
+        return self.loops.get(name, LoopState()).error
+
     def store(self) -> None:
         """Store the state now."""
         with self._lock:
@@ -271,7 +275,10 @@ class Worker:
                 return None
             known = isinstance(error, (TurkuError, OSError))
             words = str(error) if known else repr(error)
-            logger.error("%s: %s", name, words, exc_info=None if known else error)
+            # The same again and again (the API is down) is said once; `usage` shows it all along.
+            again = self._state.error(name) == words
+            level = logging.DEBUG if again else logging.ERROR
+            logger.log(level, "%s: %s", name, words, exc_info=None if known else error)
             self._note(name, words)
             return None
         self._note(name, "")

@@ -198,3 +198,24 @@ def test_a_key_that_is_not_in_the_file_is_refused(sshd: Sshd) -> None:
     )  # fmt: skip
     assert done.returncode == 255
     assert "Permission denied" in done.stderr
+
+
+def test_prior_art_22_many_tunnels_at_once_never_collide(sshd: Sshd) -> None:
+    clients = [
+        subprocess.Popen(
+            [*sshd.client_command(sshd.folder / "machine", ["-R", f"0:{ADDRESS}:9"]), "x"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(12)
+    ]  # fmt: skip
+    ports = []
+    try:
+        for client in clients:
+            assert client.stderr is not None
+            found = re.search(r"Allocated port (\d+)", client.stderr.readline())
+            assert found is not None
+            ports.append(found[1])
+    finally:
+        for client in clients:
+            client.communicate(timeout=SECONDS)
+    assert len(set(ports)) == len(clients)
