@@ -484,7 +484,12 @@ def _serve(
 
     try:
         run_session(
-            SessionPlan(storage, "restore", [make_module(RESTORE_MODULE, folder, writable=True)]),
+            SessionPlan(
+                storage,
+                "restore",
+                [make_module(RESTORE_MODULE, folder, writable=True)],
+                patience=None,
+            ),
             key=agent.identity.ssh_key,
             run_folder=agent.locations.run,
             stop=stop,

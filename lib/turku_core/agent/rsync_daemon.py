@@ -195,6 +195,10 @@ class RsyncDaemon:
                     )
                 )
 
+    def is_busy(self) -> bool:
+        """Say whether a connection is open."""
+        return any(child.poll() is None for child in self._children)
+
     def close(self) -> None:
         """Take no more connections and end the daemons of those that are open."""
         self._listener.close()

@@ -40,6 +40,10 @@ from turku_core.protocol.messages import StorageAddress
 
 logger = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 12 * 3600.0
+"""A unit of v1 may make a snapshot of a large tree for hours without a word, while the agent waits.
+A dead network is noticed by ssh within a minute; this is for a unit that is stuck."""
+
 _SSH_FAILED = 255
 _LINES_KEPT = 20
 _END_SECONDS = 10.0
@@ -64,12 +68,15 @@ class SessionPlan:
         action: ``checkin``, ``restore`` or ``list``.
         modules: What the rsync daemon offers; empty for a session without a tunnel.
         details: Further optional fields of the session's JSON.
+        patience: Seconds that the storage unit may say nothing while no rsync is at work; None is
+            for ever, as a restore by hand needs it.
     """
 
     storage: StorageAddress
     action: str
     modules: Sequence[Module] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    patience: float | None = SILENCE_SECONDS
 
 
 def session_json(plan: SessionPlan, port: int | None, *, verbose: bool) -> str:
@@ -189,13 +196,10 @@ class _Conversation:
             if self._daemon is None:
                 self._tell(ssh)
             while not (answers.ended and words.ended):
-                left = None if self._told else max(0.0, deadline - time.monotonic())
-                ready = waiter.wait(left)
-                if not ready and not self._told:
-                    raise SessionFailed(
-                        f"Storage unit {self._plan.storage.name} did not open the tunnel within "
-                        f"{ALLOCATION_SECONDS:.0f} seconds; the next check-in tries again."
-                    )
+                left = max(0.0, deadline - time.monotonic())
+                ready = waiter.wait(self._plan.patience if self._told else left)
+                if not ready:
+                    self._lose_patience()
                 if words in ready:
                     self._hear(words.read(), ssh)
                 if answers in ready:
@@ -207,6 +211,19 @@ class _Conversation:
                         waiter.remove(stream)
         finally:
             waiter.close()
+
+    def _lose_patience(self) -> None:
+        name = self._plan.storage.name
+        if not self._told:
+            raise SessionFailed(
+                f"Storage unit {name} did not open the tunnel within {ALLOCATION_SECONDS:.0f} "
+                "seconds; the next check-in tries again."
+            )
+        if self._daemon is None or not self._daemon.is_busy():
+            raise SessionFailed(
+                f"Storage unit {name} has said nothing for {self._plan.patience:.0f} seconds and "
+                "transfers nothing: look at what holds it up."
+            )
 
     def _hear(self, lines: Sequence[str], ssh: subprocess.Popen[bytes]) -> None:
         for line in lines:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _SNAPSHOTS_MAX = 200_000
 """From one storage unit: a thousand sources with two hundred snapshots each."""
 
+_LIST_SECONDS = 600.0
+
 _STATES = ("committed", "expired")
 
 
@@ -192,7 +194,12 @@ def _moment(value: object, field: str) -> datetime:
 
 
 def parse_moment(text: str) -> datetime | None:
-    """Return an ISO 8601 time, or None; Python before 3.11 doesn't read a ``Z``."""
+    """Return an ISO 8601 time with its hyphens, or None.
+
+    A form without hyphens would be a snapshot's id. Python before 3.11 doesn't read a ``Z``.
+    """
+    if text[4:5] != "-":
+        return None
     try:
         return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
     except ValueError:
@@ -241,7 +248,7 @@ def _list_one(
                 logger.warning("%s", error)
 
     run_session(
-        SessionPlan(storage, "list"),
+        SessionPlan(storage, "list", patience=_LIST_SECONDS),
         key=identity.ssh_key,
         run_folder=locations.run,
         stop=stop,

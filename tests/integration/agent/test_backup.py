@@ -23,6 +23,13 @@ from tests.integration.agent.stand_ins import (
     running,
     wait_until,
 )
+from turku_core.agent import checkin
+from turku_core.agent.identity import load_identity
+from turku_core.agent.processes import Stop
+from turku_core.agent.session import SessionFailed, SessionPlan, run_session
+from turku_core.agent.settings import Locations
+from turku_core.protocol.client import Client
+from turku_core.protocol.messages import StorageAddress
 
 
 def mirror(unit: StandInUnit, source: str) -> Path:
@@ -441,6 +448,26 @@ def test_prior_art_23_a_session_whose_network_dies_ends_by_itself(
     assert "source docs: failed" in errors
 
 
+def test_prior_art_23_a_unit_that_is_stuck_is_left_in_the_end(
+    machine: AgentMachine, unit: StandInUnit, tree: Path
+) -> None:
+    unit.behave(hang=True)
+    address = StorageAddress.from_json(unit.address(), "storage")
+    stop = Stop()
+    for action in ("checkin", "list"):
+        with pytest.raises(SessionFailed, match="has said nothing for 1 seconds"):
+            run_session(
+                SessionPlan(address, action, patience=1.0),
+                key=machine.state / "ssh_key",
+                run_folder=machine.run_folder,
+                stop=stop,
+                on_event=lambda event: None,
+            )
+    stop.close()
+    assert machine.children() == []
+    assert machine.leftovers() == []
+
+
 def test_hooks_run_around_a_backup_and_know_what_it_is_about(
     machine: AgentMachine, unit: StandInUnit, tree: Path, tmp_path: Path
 ) -> None:
@@ -530,11 +557,6 @@ def test_a_long_backup_doesnt_keep_other_sources_waiting(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from turku_core.agent import checkin
-    from turku_core.agent.identity import load_identity
-    from turku_core.agent.settings import Locations
-    from turku_core.protocol.client import Client
-
     monkeypatch.setattr(checkin, "CHECKIN_SECONDS", 0.3)
     gate = tmp_path / "gate"
     os.mkfifo(gate)

@@ -132,7 +132,9 @@ def test_a_snapshot_is_chosen_by_id_or_time(wanted: str, day: int) -> None:
     assert found.taken_at.day == day
 
 
-@pytest.mark.parametrize("wanted", ["2026-10-31", "20260101T000000Z", "soon", "--latest"])
+@pytest.mark.parametrize(
+    "wanted", ["2026-10-31", "20260101T000000Z", "20261102T120000Z", "soon", "--latest"]
+)
 def test_a_snapshot_that_isnt_there_is_refused_with_what_there_is(wanted: str) -> None:
     with pytest.raises(NoSuchSnapshot, match="There are 3, from 20261101T000000Z to 2026110"):
         choose(snapshots(0, 2, 4), UUID, "docs", wanted, BEGIN)
