@@ -132,10 +132,11 @@ class StandInUnit:
         folder.mkdir()
         self.behave()
         (folder / "forced.py").write_text(FORCED_COMMAND)
-        subprocess.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")],
-            check=True,
-        )
+        for key_type, name in (("ed25519", "host_key"), ("ecdsa", "host_key_ecdsa")):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", key_type, "-N", "", "-f", str(folder / name)],
+                check=True,
+            )
 
     def behave(self, **behaviour: Any) -> None:
         """Say how the forced command is to behave."""
@@ -151,17 +152,16 @@ class StandInUnit:
         }
         (self.folder / "behaviour.json").write_text(json.dumps({**known, **behaviour}))
 
-    @property
-    def host_key(self) -> str:
-        """The public host key's line."""
-        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+    def host_key(self, name: str = "host_key") -> str:
+        """Return the public line of a host key."""
+        return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
 
     def address(self, **changes: Any) -> dict[str, Any]:
         """Return the ``storage`` of a SOURCE, as the API answers it."""
         return {
             "name": self.name,
             "ssh_ping_host": "127.0.0.1",
-            "ssh_ping_host_keys": [self.host_key],
+            "ssh_ping_host_keys": [self.host_key()],
             "ssh_ping_port": self.port,
             "ssh_ping_user": getpass.getuser(),
             **changes,
@@ -191,6 +191,7 @@ class StandInUnit:
                 Port {self.port}
                 ListenAddress 127.0.0.1
                 HostKey {self.folder / "host_key"}
+                HostKey {self.folder / "host_key_ecdsa"}
                 AuthorizedKeysFile {self.folder / "authorized_keys"}
                 PidFile none
                 StrictModes no

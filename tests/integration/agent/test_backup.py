@@ -230,6 +230,18 @@ def test_a_host_key_that_wasnt_announced_ends_the_session_before_it_begins(
     assert unit.requests() == []
 
 
+@pytest.mark.parametrize("name", ["host_key", "host_key_ecdsa"])
+def test_any_one_of_a_units_host_keys_is_enough(
+    machine: AgentMachine, unit: StandInUnit, tree: Path, name: str
+) -> None:
+    machine.add_source("docs", tree)
+    for answer in ("agent_ping_checkin", "agent_ping_restore"):
+        for sources in machine.api.answers[answer]["machine"].values():
+            sources["docs"]["storage"] = unit.address(ssh_ping_host_keys=[unit.host_key(name)])
+    assert outcomes(machine)[0] == 0
+    assert machine.run("turku-agent-ping", "--check").code == 0
+
+
 def test_a_refused_key_and_a_closed_port_are_told_apart(
     machine: AgentMachine, unit: StandInUnit, tree: Path
 ) -> None:
