@@ -1,10 +1,16 @@
-"""What holds for every test: those that need root say so."""
+"""What holds for every test: those that need root say so, and chance is the same for everyone."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code. In CI the examples are always
+# the same, so that a change is judged by what it changes; at home they are new ones each time.
+settings.register_profile("turku", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("turku")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

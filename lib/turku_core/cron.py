@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
 
 UTC = timezone.utc
@@ -146,15 +146,31 @@ class CronExpression:
         return True
 
 
+AROUND_CHANGE = timedelta(hours=2)
+"""Longer than any time zone's clock is moved at once."""
+
+
 def next_firing(expression: str, after: datetime, zone: tzinfo) -> datetime:
     """The first instant, in UTC, later than `after` at which an expression without H fires."""
     from cronsim import CronSim
 
-    # Where an hour comes twice, cronsim goes by the clock on the wall, and may begin too early.
-    for fires in CronSim(expression, after.astimezone(zone)):
+    for fires in CronSim(expression, _start(after, zone)):
         if fires.astimezone(UTC) > after:
             return fires.astimezone(UTC)
     raise AssertionError(f"{expression} fires no more, which parsing should have found out")
+
+
+def _start(after: datetime, zone: tzinfo) -> datetime:
+    """Where cronsim is to begin looking for a firing around `after`, in local time.
+
+    Near a clock change what it finds depends on where it begins, since it goes by the clock on the
+    wall (a half hour that comes twice is even left out the second time). So there it always begins
+    well before the change.
+    """
+    before, behind = ((after + hours).astimezone(zone) for hours in (-AROUND_CHANGE, AROUND_CHANGE))
+    if before.utcoffset() == behind.utcoffset():
+        return after.astimezone(zone)
+    return (after - 3 * AROUND_CHANGE).astimezone(zone)
 
 
 def firings_around(expression: str, at: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
@@ -167,10 +183,10 @@ def firings_around(expression: str, at: datetime, zone: tzinfo) -> tuple[datetim
 
 
 def _earlier_firing(expression: str, at: datetime, zone: tzinfo) -> datetime:
-    """A firing before `at`: the last, or, where an hour comes twice, perhaps one before it."""
+    """A firing before `at`: the last, or, around a clock change, perhaps one before it."""
     from cronsim import CronSim
 
-    for fires in CronSim(expression, at.astimezone(zone), reverse=True):
+    for fires in CronSim(expression, _start(at, zone), reverse=True):
         if fires.astimezone(UTC) <= at:
             return fires.astimezone(UTC)
     raise AssertionError(f"{expression} never fired, which parsing should have found out")
