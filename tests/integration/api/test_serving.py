@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -272,17 +271,22 @@ def test_wrong_configuration_ends_with_2_and_names_the_option(
     assert "Traceback" not in done.stderr
 
 
-def test_the_schema_is_brought_up_to_date_by_one_of_several_that_start_at_once(
-    tmp_path: Path,
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_of_several_that_start_at_once_one_migrates_and_all_serve(
+    tmp_path: Path, cluster: Cluster, database: str
 ) -> None:
-    codes: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: codes.append(turku_api(tmp_path, "migrate").returncode))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert 0 in codes
-    assert turku_api(tmp_path, "list-machines").returncode == 0
+    options = {}
+    if database == "postgresql":
+        options["database_url"] = cluster.create_database("at_once")
+
+    def start_and_ask(number: int) -> int:
+        root = tmp_path
+        if database == "postgresql":
+            # Units of their own, with nothing but the database in common.
+            root = tmp_path / str(number)
+        with serving(root, workers=1, **options) as server:
+            return server.post("health", {}).status_code
+
+    configure(tmp_path, workers=1, **options)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(start_and_ask, range(3))) == [200, 200, 200]

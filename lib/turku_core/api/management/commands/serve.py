@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.management import call_command
 from django.core.management.base import CommandParser
 from django.core.wsgi import get_wsgi_application
 from django.db import connections
 
 from turku_core.api import clock
-from turku_core.api.database import require_migrated_database
+from turku_core.api.database import migrate_database, require_migrated_database
 from turku_core.api.management.command import Command as BaseCommand
 from turku_core.api.serve import (
     CERTIFICATES,
@@ -48,7 +47,7 @@ class Command(BaseCommand):
             {name: options[name] for name in ("listen", "certificate", "key", "workers")},
         )
         if options["migrate"]:
-            call_command("migrate", interactive=False, verbosity=0)
+            migrate_database(settings.DATA_FOLDER)
         require_migrated_database()
         # A connection must not be shared by the processes that are forked from this one.
         connections.close_all()
