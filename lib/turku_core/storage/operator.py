@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,9 @@ from turku_core.commandline import (
     print_json,
     print_table,
 )
-from turku_core.errors import DONE, FAILED
+from turku_core.errors import DONE, FAILED, TurkuError
 from turku_core.storage import expiry, slots, verification
-from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot, Record, SourceBusy
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot, Record
 from turku_core.storage.listeners import find_tunnel, read_listeners
 from turku_core.storage.machine_names import find_machine, read_names
 from turku_core.storage.mirror import Daemon
@@ -39,9 +38,9 @@ from turku_core.storage.restore import (
 )
 from turku_core.storage.session_request import RESTORE_MODULE
 from turku_core.storage.settings import Settings
-from turku_core.storage.snapshots import Environment, SnapshotError
+from turku_core.storage.snapshots import Environment
 from turku_core.storage.volumes import VolumeError
-from turku_core.storage.worker import expiry_reports, verification_report
+from turku_core.storage.worker import expiry_reports, read_loops, verification_report
 
 OnProgress = Callable[[int, float | None], None]
 
@@ -155,16 +154,13 @@ class Operator:
     def _work(self) -> dict[str, Any]:
         paths = self._settings.paths
         jobs = Queue(paths.queue).jobs()
-        worker: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            worker = json.loads(paths.worker_state.read_bytes())
         return {
             "sessions": [session.to_json() for session in slots.running(paths.slots)],
             "slots": self._settings.slots,
             "jobs": [job.to_json() for job in jobs],
             "reports_waiting": Spool(paths.reports).waiting(),
             "reports_refused": Spool(paths.reports).refused(),
-            "worker": worker,
+            "worker": {name: vars(loop) for name, loop in read_loops(paths.worker_state).items()},
         }
 
     def verify(self, selection: Selection, snapshot: str | None) -> int:
@@ -192,7 +188,7 @@ class Operator:
                 )
                 error = verdict.damaged
                 proven = error is None
-            except (SnapshotError, SourceBusy, OSError) as problem:
+            except (TurkuError, OSError) as problem:
                 error = f"could not be checked: {problem}"
             rows.append((record.machine, record.source, record.id, "proven" if proven else error))
             results.append({**record.to_json(), "proven": proven, "error": error})
@@ -267,7 +263,7 @@ def work_problems(work: dict[str, Any]) -> list[str]:
     ]
     problems += [
         f"The worker's {name}: {loop['error']}"
-        for name, loop in work["worker"].get("loops", {}).items()
+        for name, loop in work["worker"].items()
         if loop.get("error")
     ]
     if work["reports_refused"]:
@@ -297,10 +293,10 @@ def _print_usage(volumes: list[dict[str, Any]], work: dict[str, Any]) -> None:
     print(f"Sessions at work:    {len(work['sessions'])} of {work['slots']}")
     print(f"Commits waiting:     {len(work['jobs'])}")
     print(f"Reports waiting:     {work['reports_waiting']}")
-    for name, loop in work["worker"].get("loops", {}).items():
+    for name, loop in work["worker"].items():
         ended = loop.get("ended_at")
         when = None if ended is None else human_time(datetime.fromtimestamp(ended).astimezone())
-        print(f"Worker, {name + ':':<16} {when or '-'}")
+        print(f"{f'Worker, {name}:':<20} {when or '-'}")
 
 
 def _volume_words(volume: dict[str, Any]) -> str:

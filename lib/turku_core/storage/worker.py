@@ -16,18 +16,26 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from turku_core import fields
 from turku_core.configuration import write_durably
 from turku_core.errors import DONE, FAILED, TryAgainLater, TurkuError
 from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import RunningSession, SnapshotState, SourceUpdate
 from turku_core.storage import expiry, slots, verification
-from turku_core.storage.catalogue import Catalogue, Record, SourceBusy
+from turku_core.storage.catalogue import (
+    Catalogue,
+    NoSuchSnapshot,
+    Record,
+    SourceBusy,
+    SourceFolder,
+)
 from turku_core.storage.commits import do_job, recover_jobs
 from turku_core.storage.lifeline import kill_children
 from turku_core.storage.queue import Queue
@@ -37,7 +45,7 @@ from turku_core.storage.registration import (
     read_known,
     update_config,
 )
-from turku_core.storage.reports import Report, Spool
+from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
 
@@ -51,6 +59,7 @@ RECOVER_SECONDS = 600.0
 EXPIRY_SECONDS = 3600.0
 VERIFY_SECONDS = 10.0
 VERIFY_IDLE_SECONDS = 600.0
+VERIFY_PLANNED = 50
 VERIFY_PUT_OFF_SECONDS = 3600.0
 STOP_SECONDS = 2.0
 KILL_SECONDS = 2.0
@@ -70,6 +79,26 @@ class LoopState:
     error: str = ""
 
 
+def read_loops(path: Path) -> dict[str, LoopState]:
+    """Return how the worker's loops fared when last stored; a broken file tells nothing."""
+    try:
+        stored = fields.mapping(json.loads(path.read_bytes()), "worker's state")
+        return {
+            name: _loop_state(fields.mapping(values, name))
+            for name, values in fields.optional(stored, "loops", fields.mapping, {}).items()
+        }
+    except (OSError, ValueError):
+        return {}
+
+
+def _loop_state(values: Mapping[str, Any]) -> LoopState:
+    return LoopState(
+        fields.optional(values, "ended_at", fields.number, None),
+        fields.optional(values, "failed_at", fields.number, None),
+        fields.optional(values, "error", fields.long_text, ""),
+    )
+
+
 @dataclass
 class WorkerState:
     """What an operator may want to know of the worker; stored as JSON."""
@@ -81,9 +110,7 @@ class WorkerState:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._stored_at = 0.0
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            stored = json.loads(self.path.read_bytes())["loops"]
-            self.loops = {name: LoopState(**values) for name, values in stored.items()}
+        self.loops = read_loops(self.path)
 
     def ended(self, name: str, error: str = "") -> None:
         """Note that a round of a loop has ended, well or with an error."""
@@ -91,7 +118,7 @@ class WorkerState:
         with self._lock:
             former = self.loops.get(name, LoopState())
             failed_at = now if error else former.failed_at
-            self.loops[name] = LoopState(now, failed_at, error)
+            self.loops[name] = LoopState(now, failed_at, summary_text(error))
             if error != former.error or time.monotonic() - self._stored_at > 5:
                 self._store()
 
@@ -133,6 +160,7 @@ class Worker:
         self._known = Known()
         self._refused = False
         self._put_off: dict[tuple[str, str, str], float] = {}
+        self._to_verify: deque[tuple[SourceFolder, Record]] = deque()
 
     # What each loop does in one round. A round returns the seconds until the next.
 
@@ -202,29 +230,41 @@ class Worker:
 
     def verify_round(self) -> float:
         """Verify the snapshot that is due first."""
-        now = self._clock()
-        found = verification.next_to_verify(
-            [each for each in self._catalogue.listing().records if not self._is_put_off(each[1])],
-            now,
-            interval=self._settings.verify_interval,
-        )
-        if found is None:
+        if not self._to_verify:
+            self._to_verify = self._plan_verification()
+        if not self._to_verify:
             return VERIFY_IDLE_SECONDS
-        folder, record = found
-        # Until it has been checked it isn't the next one again: it must not keep the others out.
+        folder, record = self._to_verify.popleft()
+        # Until it has been checked it isn't planned again: it must not keep the others out.
         self._put_off[_key(record)] = time.monotonic() + VERIFY_PUT_OFF_SECONDS
         try:
-            verdict = verification.verify(self._catalogue, folder, record, self._environment, now)
-        except SourceBusy:
+            verdict = verification.verify(
+                self._catalogue, folder, record, self._environment, self._clock()
+            )
+        except (SourceBusy, NoSuchSnapshot):
             return VERIFY_SECONDS
         del self._put_off[_key(record)]
-        self._spool.add(verification_report(verdict.record), now)
+        self._spool.add(verification_report(verdict.record), self._clock())
         if verdict.damaged is not None:
             raise TurkuError(
                 f"Snapshot {record.id} of source {record.source} of machine {record.machine} is "
                 f"damaged: {verdict.damaged}"
             )
         return VERIFY_SECONDS
+
+    def _plan_verification(self) -> deque[tuple[SourceFolder, Record]]:
+        """Return the snapshots to verify next; all records are read for it, so not each time."""
+        left = [each for each in self._catalogue.listing().records if not self._is_put_off(each[1])]
+        planned: deque[tuple[SourceFolder, Record]] = deque()
+        while len(planned) < VERIFY_PLANNED:
+            found = verification.next_to_verify(
+                left, self._clock(), interval=self._settings.verify_interval
+            )
+            if found is None:
+                break
+            left.remove(found)
+            planned.append(found)
+        return planned
 
     def _is_put_off(self, record: Record) -> bool:
         return self._put_off.get(_key(record), 0.0) > time.monotonic()

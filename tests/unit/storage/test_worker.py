@@ -1,0 +1,182 @@
+"""The worker's rounds, one by one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.stand_in_api import StandInApi, running_api
+from turku_core.errors import TurkuError
+from turku_core.protocol.client import ApiRefused
+from turku_core.protocol.messages import BackupResult, SourceUpdate
+from turku_core.storage import expiry, verification
+from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.expiry import Change, ExpiryReport
+from turku_core.storage.reports import Report, Spool
+from turku_core.storage.settings import Settings, read_settings
+from turku_core.storage.volumes import Volume, Volumes
+from turku_core.storage.worker import (
+    VERIFY_IDLE_SECONDS,
+    Worker,
+    WorkerRuns,
+    WorkerState,
+    expiry_reports,
+    verification_report,
+    worker_lock,
+)
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
+MACHINE = "11111111-1111-4111-8111-111111111111"
+RECORD = Record(MACHINE, "docs", "20261122T110000Z", NOW, NOW, "link-dest")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """The settings of a unit that has an identity and nothing else."""
+    read = read_settings(tmp_path)
+    read.paths.state.mkdir(parents=True)
+    return replace(read, name="unit", secret="s" * 43, api_urls=("http://127.0.0.1:9/v1",))
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Worker:
+    """A worker without volumes."""
+    state = settings.paths.state
+    return Worker(settings, Catalogue(Volumes((), state), state), lambda: NOW)
+
+
+@pytest.fixture
+def api() -> Iterator[StandInApi]:
+    """A stand-in for the API."""
+    with running_api() as running:
+        yield running
+
+
+def folder(path: Path) -> SourceFolder:
+    """Return a source's folder on a volume."""
+    return SourceFolder(Volume("main", path), MACHINE, "docs")
+
+
+def test_an_expiry_is_reported_source_by_source(tmp_path: Path) -> None:
+    other = replace(RECORD, source="mail")
+    changes = (
+        Change(folder(tmp_path), RECORD, "expired"),
+        Change(folder(tmp_path), other, "removed"),
+        Change(folder(tmp_path), replace(RECORD, id="20261121T110000Z"), "removed"),
+    )
+    reports = expiry_reports(ExpiryReport(changes, (), ()))
+    assert [list(report.sources) for report in reports] == [["docs"], ["mail"]]
+    assert [(each.name, each.state) for each in reports[0].sources["docs"].snapshots] == [
+        ("20261122T110000Z", "expired"),
+        ("20261121T110000Z", "removed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "state"),
+    [
+        (replace(RECORD, proven_at=NOW), "committed"),
+        (replace(RECORD, expired_at=NOW), "expired"),
+        (replace(RECORD, damaged="one is wrong"), "damaged"),
+    ],
+)
+def test_a_verification_is_reported_with_its_result(record: Record, state: str) -> None:
+    [snapshot] = verification_report(record).sources["docs"].snapshots
+    assert (snapshot.state, snapshot.error) == (state, record.damaged)
+    assert snapshot.proven_at == (None if record.proven_at is None else NOW.timestamp())
+
+
+def test_prior_art_25_a_snapshot_that_can_not_be_checked_keeps_no_other_out(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [replace(RECORD, id=f"2026112{day}T110000Z") for day in range(3)]
+    listing = tuple((folder(tmp_path), record) for record in records)
+    checked: list[str] = []
+
+    class Listed:
+        records = listing
+
+    def check(_catalogue: Any, _folder: Any, record: Record, *_: Any) -> Any:
+        checked.append(record.id)
+        raise TurkuError("borg is broken")
+
+    monkeypatch.setattr(Catalogue, "listing", lambda *_: Listed)
+    monkeypatch.setattr(verification, "verify", check)
+    for _ in records:
+        with pytest.raises(TurkuError):
+            worker.verify_round()
+    assert sorted(checked) == [record.id for record in records]
+    assert worker.verify_round() == VERIFY_IDLE_SECONDS
+
+
+def test_reports_wait_while_the_api_refuses_the_unit_itself(
+    settings: Settings, api: StandInApi, tmp_path: Path
+) -> None:
+    state = settings.paths.state
+    unit = replace(settings, api_urls=(api.url,), ssh_ping_host="unit.example.com")
+    worker = Worker(unit, Catalogue(Volumes((), state), state), lambda: NOW)
+    Spool(settings.paths.reports).add(
+        Report(MACHINE, {"docs": SourceUpdate(BackupResult(True, 1, 2))}), NOW
+    )
+    client = unit.make_client()
+    api.answers["storage_update_config"] = (403, "Bad credentials")
+    with pytest.raises(ApiRefused):
+        worker.config_round(client)
+    worker.report_round(client)
+    assert api.reports("docs") == []
+    api.answers["storage_update_config"] = {"machines": {}}
+    worker.config_round(client)
+    worker.report_round(client)
+    assert len(api.reports("docs")) == 1
+
+
+def test_one_loop_that_fails_is_said_once_and_shown_all_along(
+    worker: Worker,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any, **__: Any) -> ExpiryReport:
+        return ExpiryReport((), (), ("A volume isn't mounted.",))
+
+    monkeypatch.setattr(expiry, "run", fail)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert worker._round("expiry", worker.expiry_round) is None
+    assert [record.message for record in caplog.records] == ["expiry: A volume isn't mounted."]
+    state = WorkerState(settings.paths.worker_state, lambda: NOW)
+    assert state.error("expiry") == "A volume isn't mounted."
+
+
+def test_an_unexpected_error_ends_no_loop(worker: Worker) -> None:
+    def fail() -> float:
+        raise ZeroDivisionError("oops")
+
+    assert worker._round("x", fail) is None
+    assert worker._round("x", lambda: 3.0) == 3.0
+
+
+def test_prior_art_25_a_broken_state_file_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "worker.json"
+    for content in (b"", b"{}", b"[]", b'{"loops": {"x": {"y": 1}}}', b"\xff"):
+        path.write_bytes(content)
+        state = WorkerState(path, lambda: NOW + timedelta(hours=1))
+        state.ended("x", "error")
+        assert WorkerState(path, lambda: NOW).error("x") == "error"
+
+
+def test_prior_art_28_there_is_one_worker_and_its_lock_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "worker.lock"
+    with worker_lock(path):
+        with pytest.raises(WorkerRuns) as raised, worker_lock(path):
+            pass
+        assert raised.value.exit_code == 75
+    inode = path.stat().st_ino
+    with worker_lock(path):
+        assert path.stat().st_ino == inode
