@@ -62,16 +62,16 @@ def _due_sources(machine: Machine, now: datetime, session_with: StorageUnit | No
     found = []
     for source in candidates.order_by("pk"):
         source.machine = machine
-        if due.refresh(source, now) and _has_place(machine, source):
+        if due.refresh(source, now) and _has_place(machine, source, now):
             found.append(source)
     return found
 
 
-def _has_place(machine: Machine, source: Source) -> bool:
+def _has_place(machine: Machine, source: Source, now: datetime) -> bool:
     if not placement.is_homeless(source):
         return True
     before = source.problem
-    placed = placement.place(machine, source)
+    placed = placement.place(machine, source, now)
     if placed or source.problem != before:
         source.save(update_fields=["storage", "problem"])
     return placed

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from turku_core.api.models import Assignment, Machine, Source, StorageUnit
 
 NO_ROOM = (
-    "No storage unit has room for a new source: each is at its high-water mark, paused or not "
-    "active. Add space or a unit; the source is placed at the machine's next check-in."
+    "No storage unit has room for a new source: each is at its high-water mark, paused, not active "
+    "or silent. Add space or a unit; the source is placed at the machine's next check-in."
 )
+
+SILENT_AFTER = timedelta(hours=1)
+"""A unit that hasn't been heard of for so long (twelve polls of five minutes) gets nothing new."""
 
 _chance = random.SystemRandom()
 
@@ -34,7 +38,7 @@ def draw(units: Sequence[StorageUnit], chance: random.Random) -> StorageUnit | N
     return chance.choices(open_units, weights)[0]
 
 
-def place(machine: Machine, source: Source, chance: random.Random = _chance) -> bool:
+def place(machine: Machine, source: Source, now: datetime, chance: random.Random = _chance) -> bool:
     """Place a homeless source on a storage unit, and let its machine in there.
 
     It joins the machine's other sources, on the unit that the machine came to last; when that
@@ -43,10 +47,11 @@ def place(machine: Machine, source: Source, chance: random.Random = _chance) -> 
     Returns:
         Whether it was placed; if not, `Source.problem` says why.
     """
-    own = StorageUnit.objects.filter(assignments__machine=machine).order_by("-assignments__pk")
+    heard_of = StorageUnit.objects.filter(last_checkin_at__gte=now - SILENT_AFTER)
+    own = heard_of.filter(assignments__machine=machine).order_by("-assignments__pk")
     unit = next((unit for unit in own if accepts_sources(unit)), None)
     if unit is None:
-        unit = draw(list(StorageUnit.objects.all()), chance)
+        unit = draw(list(heard_of), chance)
     if unit is None:
         source.problem = NO_ROOM
         return False

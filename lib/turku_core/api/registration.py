@@ -207,7 +207,7 @@ def _change_source(source: Source, source_settings: SourceSettings, now: datetim
 def _place_and_schedule(machine: Machine, sources: list[Source], now: datetime) -> None:
     for source in sources:
         if machine.published and source.published and placement.is_homeless(source):
-            placed = placement.place(machine, source)
+            placed = placement.place(machine, source, now)
             source.save(update_fields=["storage", "problem"])
             if not placed:
                 log.warning("machine %s, source %s: %s", machine, source.name, source.problem)

@@ -94,3 +94,13 @@ def test_the_sources_of_a_unit_that_is_out_of_service_for_good_go_elsewhere(worl
     assert agent.check_in() == {}
     second.update()
     assert agent.check_in()["docs"]["storage"]["name"] == "store-2"
+
+
+def test_a_unit_that_has_fallen_silent_gets_no_new_source(world: World) -> None:
+    world.unit("store-1")
+    world.pass_time(hours=2)
+    agent = world.agent()
+    assert "silent" in agent.source().problem
+    second = world.unit("store-2")
+    assert agent.check_in() == {}
+    assert agent.source().storage == second.row

@@ -252,6 +252,7 @@ def test_prior_art_30_deleting_a_storage_unit_takes_no_machine_and_no_history(
     assert Snapshot.objects.get().storage_name == "store-1"
     other = world.unit("store-2")
     world.pass_time(days=2)
+    other.update()
     agent.update()
     other.update()
     assert agent.check_in()["docs"]["storage"]["name"] == "store-2"
