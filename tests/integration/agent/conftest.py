@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.agent.stand_ins import AgentMachine, StandInApi, StandInUnit, running
+from tests.integration.agent.stand_ins import AgentMachine, StandInUnit, running
+from tests.support.stand_in_api import StandInApi, running_api
 
 
 @pytest.fixture
 def api() -> Iterator[StandInApi]:
-    stand_in = StandInApi()
-    try:
+    with running_api() as stand_in:
         yield stand_in
-    finally:
-        stand_in.stop()
 
 
 @pytest.fixture

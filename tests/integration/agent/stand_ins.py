@@ -1,28 +1,25 @@
-"""Stand-ins for the two sides that an agent talks to, for the agent's own tests.
+"""What an agent's own tests need: a machine, and a stand-in for a storage unit.
 
-`StandInApi` answers v1 calls with what a test puts into it, over real HTTP. `StandInUnit` is a
-storage unit behind a real sshd: a forced command that speaks the SSH session protocol and really
-pulls and pushes with rsync, but keeps no snapshots by itself. The end-to-end tests use the real
-ones.
+`StandInUnit` is a real sshd with a forced command that speaks the SSH session protocol and really
+pulls and pushes with rsync, but keeps no snapshots by itself. The API is a stand-in too, see
+`tests.support.stand_in_api`. The end-to-end tests use the real ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
-import textwrap
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.support.sshd import Sshd, running_sshd
+from tests.support.stand_in_api import StandInApi
 
 _DEADLINE_SECONDS = 20.0
 
@@ -91,14 +88,6 @@ sys.exit(code)
 '''
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def wait_until(condition: Any, what: str, seconds: float = _DEADLINE_SECONDS) -> None:
     """Wait until `condition()` is true, or fail."""
     deadline = time.monotonic() + seconds
@@ -117,7 +106,7 @@ def is_alive(pid: int) -> bool:
 
 
 class StandInUnit:
-    """A storage unit's SSH side: a real sshd with a key and port of its own.
+    """A storage unit's SSH side: a real sshd with keys and a port of its own.
 
     Attributes:
         folder: Where it keeps what it pulled (``mirrors``), what it was asked (``requests``), and
@@ -127,16 +116,15 @@ class StandInUnit:
     def __init__(self, folder: Path, name: str = "unit-0") -> None:
         self.folder = folder
         self.name = name
-        self.port = free_port()
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self._sshd: Sshd | None = None
+        self._running = contextlib.ExitStack()
         folder.mkdir()
         self.behave()
         (folder / "forced.py").write_text(FORCED_COMMAND)
-        for key_type, name in (("ed25519", "host_key"), ("ecdsa", "host_key_ecdsa")):
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", key_type, "-N", "", "-f", str(folder / name)],
-                check=True,
-            )
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(folder / "second_key")],
+            check=True,
+        )
 
     def behave(self, **behaviour: Any) -> None:
         """Say how the forced command is to behave."""
@@ -152,18 +140,20 @@ class StandInUnit:
         }
         (self.folder / "behaviour.json").write_text(json.dumps({**known, **behaviour}))
 
-    def host_key(self, name: str = "host_key") -> str:
-        """Return the public line of a host key."""
-        return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
+    @property
+    def second_host_key(self) -> str:
+        """The public line of its other host key."""
+        return " ".join((self.folder / "second_key.pub").read_text().split()[:2])
 
     def address(self, **changes: Any) -> dict[str, Any]:
         """Return the ``storage`` of a SOURCE, as the API answers it."""
+        sshd = self._sshd
         return {
             "name": self.name,
             "ssh_ping_host": "127.0.0.1",
-            "ssh_ping_host_keys": [self.host_key()],
-            "ssh_ping_port": self.port,
-            "ssh_ping_user": getpass.getuser(),
+            "ssh_ping_host_keys": [sshd.host_key if sshd else self.second_host_key],
+            "ssh_ping_port": sshd.port if sshd else 9,
+            "ssh_ping_user": sshd.user if sshd else "nobody",
             **changes,
         }
 
@@ -182,46 +172,16 @@ class StandInUnit:
 
     def start(self) -> None:
         """Start sshd."""
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        configuration = self.folder / "sshd_config"
-        configuration.write_text(
-            textwrap.dedent(
-                f"""\
-                Port {self.port}
-                ListenAddress 127.0.0.1
-                HostKey {self.folder / "host_key"}
-                HostKey {self.folder / "host_key_ecdsa"}
-                AuthorizedKeysFile {self.folder / "authorized_keys"}
-                PidFile none
-                StrictModes no
-                UsePAM no
-                PermitRootLogin yes
-                PasswordAuthentication no
-                AllowTcpForwarding remote
-                AllowStreamLocalForwarding no
-                """
-            )
+        options = (
+            f"HostKey {self.folder / 'second_key'}\nPermitRootLogin yes\n"
+            "AllowTcpForwarding remote\nAllowStreamLocalForwarding no\n"
         )
-        with (self.folder / "sshd.log").open("ab") as log:
-            self.daemon = subprocess.Popen(
-                ["/usr/sbin/sshd", "-D", "-e", "-f", str(configuration)],
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-            )
-        wait_until(self._answers, "sshd answers")
-
-    def _answers(self) -> bool:
-        assert self.daemon is not None and self.daemon.poll() is None, "sshd ended"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+        keys = self.folder / "authorized_keys"
+        self._sshd = self._running.enter_context(running_sshd(options, authorized_keys=keys))
 
     def stop(self) -> None:
         """End sshd and the forced command of a session that hangs."""
-        if self.daemon is not None:
-            self.daemon.terminate()
-            self.daemon.wait()
+        self._running.close()
         pid = self.folder / "pid"
         if pid.exists():
             number = int(pid.read_text())
@@ -230,65 +190,13 @@ class StandInUnit:
                     os.kill(number, 9)
 
 
-class StandInApi:
-    """An API that answers what a test puts into it.
+class AgentMachine:
+    """A machine with an agent, its whole state below one root.
 
     Attributes:
-        answers: The answer to each call; a number is answered as that HTTP status.
-        requests: The calls that came, with their bodies.
+        scheduled: The sources that the API says are due.
+        offered: What the API says may be restored: the ``machine`` of its answer.
     """
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {
-            "health": {"healthy": True},
-            "update_config": {},
-            "agent_ping_checkin": {"machine": {"scheduled_sources": {}}},
-            "agent_ping_restore": {"machine": {"sources": {}}},
-        }
-        self.requests: list[tuple[str, dict[str, Any]]] = []
-        api = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                name = self.path.rpartition("/")[2]
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                api.requests.append((name, json.loads(body)))
-                answer = api.answers[name]
-                if callable(answer):
-                    answer = answer()
-                status = answer if isinstance(answer, int) else 200
-                content = json.dumps({} if isinstance(answer, int) else answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Keep the tests' output calm."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-    def calls(self, name: str) -> list[dict[str, Any]]:
-        """Return the bodies of all calls of one name."""
-        return [body for each, body in self.requests if each == name]
-
-    def stop(self) -> None:
-        """End the server."""
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-class AgentMachine:
-    """A machine with an agent, its whole state below one root."""
 
     def __init__(self, root: Path, api: StandInApi, unit: StandInUnit) -> None:
         self.root = root
@@ -296,6 +204,12 @@ class AgentMachine:
         self.unit = unit
         self.state = root / "var/lib/turku-agent"
         self.run_folder = root / "run/turku-agent"
+        self.scheduled: dict[str, Any] = {}
+        self.offered: dict[str, Any] = {"sources": {}}
+        api.answers["health"] = {"healthy": True}
+        api.answers["update_config"] = {}
+        api.answers["agent_ping_checkin"] = {"machine": {"scheduled_sources": self.scheduled}}
+        api.answers["agent_ping_restore"] = {"machine": self.offered}
         self.configure(
             api_url=api.url,
             api_auth_name="fleet",
@@ -321,8 +235,8 @@ class AgentMachine:
             "exclude": settings.get("exclude", []),
             "storage": self.unit.address(),
         }
-        self.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"][name] = announced
-        self.api.answers["agent_ping_restore"]["machine"]["sources"][name] = announced
+        self.scheduled[name] = announced
+        self.offered["sources"][name] = announced
 
     @property
     def uuid(self) -> str:

@@ -17,12 +17,12 @@ import pytest
 
 from tests.integration.agent.stand_ins import (
     AgentMachine,
-    StandInApi,
     StandInUnit,
     is_alive,
     running,
     wait_until,
 )
+from tests.support.stand_in_api import StandInApi
 from turku_core.agent import checkin
 from turku_core.agent.identity import load_identity
 from turku_core.agent.processes import Stop
@@ -153,7 +153,7 @@ def test_prior_art_07_the_api_cant_take_back_what_the_machine_excludes(
 ) -> None:
     (tree / "secret.key").write_text("SECRET")
     machine.add_source("docs", tree, exclude=["*.key"])
-    announced = api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]["docs"]
+    announced = machine.scheduled["docs"]
     announced |= {"exclude": [], "filter": ["+ *.key", "!"], "path": "/etc"}
     assert outcomes(machine)[0] == 0
     assert sorted(path.name for path in mirror(unit, "docs").iterdir()) == ["a", "link", "sub"]
@@ -163,7 +163,7 @@ def test_a_filter_set_of_the_api_is_enforced_here_too(
     machine: AgentMachine, api: StandInApi, unit: StandInUnit, tree: Path
 ) -> None:
     machine.add_source("docs", tree, filter=["merge common", "- a"])
-    announced = api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]["docs"]
+    announced = machine.scheduled["docs"]
     announced["filter"] = ["- /sub/", "- a"]
     assert outcomes(machine)[0] == 0
     assert sorted(path.name for path in mirror(unit, "docs").iterdir()) == ["link"]
@@ -186,8 +186,7 @@ def test_prior_art_03_a_hostile_address_is_refused_and_nothing_runs(
     machine: AgentMachine, unit: StandInUnit, tree: Path, field: str, value: object
 ) -> None:
     machine.add_source("docs", tree)
-    scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-    scheduled["docs"]["storage"] = unit.address(**{field: value})
+    machine.scheduled["docs"]["storage"] = unit.address(**{field: value})
     done = machine.run("turku-agent-ping")
     assert done.code == 1
     assert field in done.errors
@@ -198,9 +197,8 @@ def test_one_hostile_source_in_an_answer_doesnt_stop_the_others(
     machine: AgentMachine, unit: StandInUnit, tree: Path
 ) -> None:
     machine.add_source("docs", tree)
-    scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-    scheduled["../evil"] = scheduled["docs"]
-    scheduled["broken"] = {"path": "/", "storage": None}
+    machine.scheduled["../evil"] = machine.scheduled["docs"]
+    machine.scheduled["broken"] = {"path": "/", "storage": None}
     code, done = outcomes(machine)
     assert code == 1
     assert done["docs"]["outcome"] == "success"
@@ -210,8 +208,7 @@ def test_a_source_that_isnt_configured_here_is_never_opened(
     machine: AgentMachine, unit: StandInUnit, tree: Path
 ) -> None:
     machine.add_source("docs", tree)
-    scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-    scheduled["shadow"] = {**scheduled["docs"], "path": "/etc"}
+    machine.scheduled["shadow"] = {**machine.scheduled["docs"], "path": "/etc"}
     done = machine.run("turku-agent-ping")
     assert "shadow" in done.errors
     assert [set(request["sources"]) for request in unit.requests()] == [{"docs"}]
@@ -222,22 +219,20 @@ def test_a_host_key_that_wasnt_announced_ends_the_session_before_it_begins(
 ) -> None:
     other = (machine.state / "ssh_key.pub").read_text().strip()
     machine.add_source("docs", tree)
-    scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-    scheduled["docs"]["storage"] = unit.address(ssh_ping_host_keys=[other])
+    machine.scheduled["docs"]["storage"] = unit.address(ssh_ping_host_keys=[other])
     code, done = outcomes(machine)
     assert code == 1
     assert "host key" in done["docs"]["message"]
     assert unit.requests() == []
 
 
-@pytest.mark.parametrize("name", ["host_key", "host_key_ecdsa"])
 def test_any_one_of_a_units_host_keys_is_enough(
-    machine: AgentMachine, unit: StandInUnit, tree: Path, name: str
+    machine: AgentMachine, unit: StandInUnit, tree: Path
 ) -> None:
     machine.add_source("docs", tree)
-    for answer in ("agent_ping_checkin", "agent_ping_restore"):
-        for sources in machine.api.answers[answer]["machine"].values():
-            sources["docs"]["storage"] = unit.address(ssh_ping_host_keys=[unit.host_key(name)])
+    address = unit.address(ssh_ping_host_keys=[unit.second_host_key])
+    machine.scheduled["docs"]["storage"] = address
+    machine.offered["sources"]["docs"]["storage"] = address
     assert outcomes(machine)[0] == 0
     assert machine.run("turku-agent-ping", "--check").code == 0
 
@@ -333,8 +328,7 @@ def test_sources_on_several_units_get_a_session_each(
         second.authorize((machine.state / "ssh_key.pub").read_text().strip())
         machine.add_source("docs", tree)
         machine.add_source("more", tree)
-        scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-        scheduled["more"]["storage"] = second.address()
+        machine.scheduled["more"]["storage"] = second.address()
         assert outcomes(machine)[0] == 0
         assert mirror(unit, "docs").is_dir()
         assert mirror(second, "more").is_dir()
@@ -421,7 +415,7 @@ def test_prior_art_24_a_killed_agent_takes_ssh_and_rsync_along_and_is_swept_late
         connection.kill()
         connection.wait()
     assert machine.leftovers() != []
-    machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"].clear()
+    machine.scheduled.clear()
     assert machine.run("turku-agent-ping").code == 0
     assert machine.leftovers() == []
 
@@ -543,8 +537,10 @@ def test_hooks_come_from_the_machine_alone(
 ) -> None:
     planted = make_hook(tmp_path, "planted", f"touch {tmp_path}/ran")
     machine.add_source("docs", tree)
-    scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-    scheduled["docs"] |= {"run_before_backup": str(planted), "run_after_backup": str(planted)}
+    machine.scheduled["docs"] |= {
+        "run_before_backup": str(planted),
+        "run_after_backup": str(planted),
+    }
     assert outcomes(machine)[0] == 0
     assert not (tmp_path / "ran").exists()
 
@@ -586,8 +582,7 @@ def test_a_long_backup_doesnt_keep_other_sources_waiting(
         machine.add_source("short", tree)
         wait_until(mirror(unit, "short").is_dir, "the short one is backed up meanwhile")
         assert not mirror(unit, "long").exists()
-        scheduled = machine.api.answers["agent_ping_checkin"]["machine"]["scheduled_sources"]
-        scheduled.clear()
+        machine.scheduled.clear()
     finally:
         gate.write_text("go\n")
         agent.join(30)

@@ -29,7 +29,7 @@ def problems(machine: AgentMachine, **environment: str) -> list[tuple[str, str]]
 
 
 def move_unit(machine: AgentMachine, **address: Any) -> None:
-    offered = machine.api.answers["agent_ping_restore"]["machine"]["sources"]
+    offered = machine.offered["sources"]
     offered["docs"] = {**offered["docs"], "storage": machine.unit.address(**address)}
 
 
@@ -86,7 +86,7 @@ def test_a_missing_path_and_a_missing_hook_are_named(checked: AgentMachine, tmp_
 
 def test_a_source_that_the_api_doesnt_know_is_named(checked: AgentMachine, tree: Path) -> None:
     checked.add_source("new", tree)
-    del checked.api.answers["agent_ping_restore"]["machine"]["sources"]["new"]
+    del checked.offered["sources"]["new"]
     ((subject, message),) = problems(checked)
     assert subject == "source new"
     assert "turku-update-config" in message
@@ -95,7 +95,7 @@ def test_a_source_that_the_api_doesnt_know_is_named(checked: AgentMachine, tree:
 def test_an_unknown_machine_and_an_api_that_is_down_are_told_apart(
     checked: AgentMachine,
 ) -> None:
-    checked.api.answers["agent_ping_restore"] = 403
+    checked.api.answers["agent_ping_restore"] = (403, "Bad credentials")
     ((subject, _),) = problems(checked)
     assert subject == "registration"
     with socket.socket() as taken:

@@ -80,7 +80,7 @@ def test_a_list_is_gathered_from_every_unit_and_lacks_only_those_that_are_away(
             snapshots=[snapshot(restorer.uuid, "20261103T000000Z", "2026-11-03T00:00:00Z")]
         )
         restorer.add_source("more", tree)
-        offered = restorer.api.answers["agent_ping_restore"]["machine"]["sources"]
+        offered = restorer.offered["sources"]
         offered["more"] = {**offered["more"], "storage": second.address()}
         listed = json.loads(restorer.run("turku-agent-ping", "--list", "--json").output)
         assert [each["storage_unit"] for each in listed["snapshots"]] == [
@@ -191,7 +191,7 @@ def test_prior_art_32_a_lost_machines_snapshots_are_listed_and_restored(
         snapshot(OLD_UUID, "20261102T000000Z", "2026-11-02T00:00:00+00:00"),
     ]
     unit.behave(snapshots=snapshots)
-    answer = restorer.api.answers["agent_ping_restore"]["machine"]
+    answer = restorer.offered
     code, _, errors = restore(restorer, "--source", "docs", "--machine", "lost/0")
     assert code == 1
     assert "administrator" in errors

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.agent.stand_ins import AgentMachine, StandInApi, StandInUnit
+from tests.integration.agent.stand_ins import AgentMachine, StandInUnit
+from tests.support.stand_in_api import StandInApi
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_a_bad_source_is_named_with_file_and_line_and_nothing_is_sent(
 def test_a_wrong_key_an_api_that_is_down_and_no_configuration_are_told_apart(
     newcomer: AgentMachine, api: StandInApi
 ) -> None:
-    api.answers["update_config"] = 403
+    api.answers["update_config"] = (403, "Bad credentials")
     done = newcomer.run("turku-update-config")
     assert done.code == 1
     assert "registration key" in done.errors
