@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -72,15 +74,43 @@ def help_of(*command: str) -> str:
     return done.stdout
 
 
-def subcommands(script: str) -> list[list[str]]:
-    """Return the words that lead to each subcommand of a script; the empty ones lead to itself."""
+@lru_cache(maxsize=1)
+def api_helps() -> dict[str, str]:
+    """Return what each of turku-api's commands says with --help, by name, from one process."""
+    program = """
+import json, django, pkgutil
+django.setup()
+from django.core.management import load_command_class
+from turku_core.api.management import commands
+names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+print(json.dumps({
+    name.replace("_", "-"):
+        load_command_class("turku_core.api", name).create_parser("turku-api", name).format_help()
+    for name in names
+}))
+"""
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.support.typing_settings"}
+    environment.pop("TURKU_API_ROOT", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TREE,
+        env=environment,
+        timeout=60,
+    )
+    helps: dict[str, str] = json.loads(done.stdout)
+    return helps
+
+
+def helps_of(script: str) -> dict[str, str]:
+    """Return what a script and each of its subcommands say with --help; its own is under ""."""
+    own = help_of(script)
     if script == "turku-api":
-        folder = TREE / "lib/turku_core/api/management/commands"
-        names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-        return [[], *([name.replace("_", "-")] for name in names)]
-    text = help_of(script)
-    listed = re.findall(r"^    ([a-z][a-z-]*)(?:  |$)", text, re.MULTILINE)
-    return [[], *([name] for name in listed)]
+        return {"": own, **api_helps()}
+    names = re.findall(r"^    ([a-z][a-z-]*)(?:  |$)", own, re.MULTILINE)
+    return {"": own, **{name: help_of(script, name) for name in names}}
 
 
 def test_no_file_names_a_path_of_the_machine_it_was_written_on() -> None:
@@ -128,13 +158,12 @@ def test_the_reference_names_every_option_of_a_console_script(script: str) -> No
     section = re.search(rf"^## {script}$(.*?)(?=^## |\Z)", reference, re.MULTILINE | re.DOTALL)
     assert section is not None, f"docs/reference/commands.md has no section ## {script}"
     missing = []
-    for words in subcommands(script):
-        name = words[0] if words else None
+    for name, text in helps_of(script).items():
         if name and f"`{name}`" not in section[1] and f"`{script} {name}" not in section[1]:
             missing.append(name)
-        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_of(script, *words)))
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
         missing += [
-            f"{' '.join(words)} {option}".strip()
+            f"{name} {option}".strip()
             for option in sorted(options - {"--help", "--version"})
             if f"`{option}" not in section[1]
         ]
