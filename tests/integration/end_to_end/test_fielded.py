@@ -106,7 +106,7 @@ def test_a_fielded_storage_unit_registers_learns_its_machines_and_reports(
         assert due["docs"]["storage"]["ssh_ping_host_keys"]
         assert due["docs"]["retention"] == "last 3 days"
 
-        asked = {"storage": login, "machine": {"uuid": agent.uuid}}
+        asked: dict[str, Any] = {"storage": login, "machine": {"uuid": agent.uuid}}
         status, body = call(url, "storage_ping_checkin", asked, ca)
         answer = json.loads(body)["machine"]
         assert (status, answer["uuid"]) == (200, agent.uuid)
@@ -120,7 +120,7 @@ def test_a_fielded_storage_unit_registers_learns_its_machines_and_reports(
             "time_begin": now - 1.5,
             "time_end": now,
         }
-        asked["machine"]["sources"] = {"docs": result}  # type: ignore[assignment]
+        asked["machine"]["sources"] = {"docs": result}
         for _ in range(2):
             assert call(url, "storage_ping_source_update", asked, ca) == (200, b"{}")
         assert agent.ask("agent_ping_checkin")["scheduled_sources"] == {}

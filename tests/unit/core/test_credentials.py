@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ def _line() -> str:
         lambda line: "",
     ],
 )
-def test_prior_art_02_a_key_that_is_more_than_one_key_is_refused(spoil) -> None:  # type: ignore[no-untyped-def]
+def test_prior_art_02_a_key_that_is_more_than_one_key_is_refused(
+    spoil: Callable[[str], str],
+) -> None:
     with pytest.raises(KeyFormatError):
         PublicKey.parse(spoil(_line()))
 
