@@ -141,8 +141,8 @@ def test_prior_art_27_a_kill_between_snapshot_and_report_is_made_good(
     unit.drain()
     # As a SIGKILL would have left it: the snapshot is there, the job too, the report isn't.
     path.write_bytes(job)
-    for report in (unit.state / "reports").glob("*.json"):
-        report.unlink()
+    for spooled in (unit.state / "reports").glob("*.json"):
+        spooled.unlink()
     unit.api.up()
     unit.drain()
     [report] = unit.api.reports("docs")
