@@ -282,11 +282,15 @@ class SourceFolder:
             yield
 
     @contextmanager
-    def machine_lock(self, *, wait_seconds: float) -> Iterator[int]:
-        """Hold the machine's lock on this volume, so that commits of its sources take turns."""
+    def machine_lock(self, *, wait_seconds: float, shared: bool = False) -> Iterator[int]:
+        """Hold the lock on the machine's repository on this volume; `shared` is for reading.
+
+        Commits of the machine's sources so take turns. Yields the lock's descriptor.
+        """
         busy = f"Machine {self.machine}: its repository is in use; try later."
         file = self.machine_path / ".lock"
-        with _flocked(file, fcntl.LOCK_EX, wait_seconds, busy) as descriptor:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        with _flocked(file, kind, wait_seconds, busy) as descriptor:
             yield descriptor
 
     def new_id(self, taken_at: datetime) -> str:

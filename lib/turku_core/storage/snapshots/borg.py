@@ -10,9 +10,10 @@ import json
 import os
 import random
 import re
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import timezone
 from pathlib import Path
@@ -54,7 +55,7 @@ class Borg(Mode):
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Make the archive, unless a commit before a crash has made it."""
         record = replace(pending.record, archive=archive_name(folder, pending.record.id))
-        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
+        with self._writing(folder) as held:
             self._make_repository(folder, held)
             command = make_create_command(folder.repository, record)
             made = self._run(folder, command, cwd=folder.path, held=held)
@@ -75,7 +76,8 @@ class Borg(Mode):
         if not folder.repository.is_dir():
             return []
         command = ["borg", "list", "--short", *_common(), os.fspath(folder.repository)]
-        listed = self._checked(folder, command)
+        with _reading(folder) as held:
+            listed = self._checked(folder, command, held=held)
         stem = re.escape(folder.source)
         pattern = re.compile(rf"{stem}-({SNAPSHOT_ID.pattern})")
         names = listed.stdout.decode("utf-8", "surrogateescape").splitlines()
@@ -91,7 +93,9 @@ class Borg(Mode):
             programs.give(place, programs.owner_of(folder.machine_path))
             try:
                 command = make_extract_command(folder.repository, record, paths)
-                _check(folder, self._run(folder, command, cwd=place), may_warn=bool(paths))
+                with _reading(folder) as held:
+                    extracted = self._run(folder, command, cwd=place, held=held)
+                _check(folder, extracted, may_warn=bool(paths))
                 yield place / MIRROR
             finally:
                 programs.remove_tree(place)
@@ -101,14 +105,14 @@ class Borg(Mode):
         if not folder.repository.is_dir():
             return
         command = ["borg", "delete", *_common(_WRITER_LOCK_SECONDS), _archive(folder, record)]
-        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
+        with self._writing(folder) as held:
             deleted = self._run(folder, command, held=held)
         if deleted.code > _WARNING and "does not exist" not in deleted.stderr:
             _check(folder, deleted)
 
     def tidy(self, folder: SourceFolder) -> None:
         """Delete checkpoints of broken-off commits of this source, and free unused room."""
-        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
+        with self._writing(folder) as held:
             stem = re.escape(folder.source)
             pattern = re.compile(rf"{stem}-{SNAPSHOT_ID.pattern}\.checkpoint(?:\.\d+)?")
             command = ["borg", "list", "--short", "--consider-checkpoints", *_common()]
@@ -140,7 +144,8 @@ class Borg(Mode):
         if not folder.repository.is_dir():
             return "The machine's repository is gone."
         for command in commands:
-            checked = self._run(folder, command)
+            with _reading(folder) as held:
+                checked = self._run(folder, command, held=held)
             if checked.code < 0 or "Failed to create/acquire the lock" in checked.stderr:
                 raise SnapshotError(f"{folder.label}: borg could not check: {_words(checked)}")
             if checked.code != 0:
@@ -149,9 +154,11 @@ class Borg(Mode):
 
     def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
         """Draw files from the archive's list, with the digests that borg reads for them."""
-        archive = _archive(folder, record)
         listing = ["borg", "list", "--json-lines", *_common()]
-        listed = self._checked(folder, [*listing, "--format={size}", archive])
+        archive = _archive(folder, record)
+        with _reading(folder) as held:
+            command = [*listing, "--format={size}", archive]
+            listed = self._checked(folder, command, held=held)
         chosen: _Paths = []
         seen = 0
         for line in listed.stdout.splitlines():
@@ -167,11 +174,24 @@ class Borg(Mode):
         if not chosen:
             return {}
         patterns = [f"pf:{path}" for path in chosen]
-        digests = self._checked(
-            folder, [*listing, "--format={sha256}", archive, *patterns]
-        ).stdout.splitlines()
+        with _reading(folder) as held:
+            command = [*listing, "--format={sha256}", archive, *patterns]
+            digests = self._checked(folder, command, held=held).stdout.splitlines()
         items = [json.loads(line) for line in digests]
         return {item["path"].removeprefix(f"{MIRROR}/"): item["sha256"] for item in items}
+
+    @contextmanager
+    def _writing(self, folder: SourceFolder) -> Iterator[int]:
+        """Be the only one at work on the repository.
+
+        So locks of borg's own that a killed borg has left can be told from living ones. borg does
+        that too, but takes a zombie, or another process of the same number, for a living borg.
+        """
+        with folder.machine_lock(wait_seconds=_WRITER_LOCK_SECONDS) as held:
+            if _is_locked_by_the_dead(folder.repository):
+                command = ["borg", "break-lock", os.fspath(folder.repository)]
+                self._checked(folder, command, held=held)
+            yield held
 
     def _make_repository(self, folder: SourceFolder, held: int) -> None:
         """Make the machine's repository; one that a crash left half made is made again."""
@@ -215,6 +235,41 @@ class Borg(Mode):
 _Paths = list[str]
 
 
+def _reading(folder: SourceFolder) -> AbstractContextManager[int]:
+    return folder.machine_lock(wait_seconds=_READER_LOCK_SECONDS, shared=True)
+
+
+def _is_locked_by_the_dead(repository: Path) -> bool:
+    """Say whether there are locks in a repository, all of borgs on this host that aren't any more.
+
+    An exclusive lock is a folder with a file named `<host>.<pid>-<thread>` in it; shared ones are
+    listed as [host, pid, thread] in a file (borg/locking.py).
+    """
+    owners: list[tuple[str, int]] = []
+    with suppress(OSError):
+        for name in os.listdir(repository / "lock.exclusive"):
+            host, _, process = name.rpartition(".")
+            owners.append((host, int(process.partition("-")[0])))
+    with suppress(OSError, ValueError):
+        roster = json.loads((repository / "lock.roster").read_text("utf-8"))
+        owners += [(str(host), int(pid)) for each in roster.values() for host, pid, _ in each]
+    return bool(owners) and all(
+        host == _host_id() and not _is_living_borg(pid) for host, pid in owners
+    )
+
+
+def _is_living_borg(pid: int) -> bool:
+    try:
+        # A zombie has no command line.
+        return b"borg" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _host_id() -> str:
+    return f"turku@{socket.gethostname()}"
+
+
 def make_environment(base: Path, source: str) -> dict[str, str]:
     """Return the environment of borg: nothing is asked, and each source has its own files cache.
 
@@ -225,6 +280,7 @@ def make_environment(base: Path, source: str) -> dict[str, str]:
         "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
         "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         "BORG_HOSTNAME_IS_UNIQUE": "yes",
+        "BORG_HOST_ID": _host_id(),
         "BORG_FILES_CACHE_SUFFIX": source,
         "BORG_FILES_CACHE_TTL": "100",
     }
