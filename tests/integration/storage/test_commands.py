@@ -161,6 +161,7 @@ def test_another_user_is_told_whose_it_is(unit: Unit, machine: Machine) -> None:
 
     for path in (unit.root.parent, unit.root, unit.root / "var", unit.root / "var/lib"):
         path.chmod(0o755)
+    umask = os.umask(0o022)
     os.seteuid(65534)
     try:
         with pytest.raises(ConfigurationError, match="belongs to the user root"):
@@ -169,6 +170,7 @@ def test_another_user_is_told_whose_it_is(unit: Unit, machine: Machine) -> None:
             pass
     finally:
         os.seteuid(0)
+        os.umask(umask)
 
 
 def test_a_broken_configuration_file_is_named_with_its_line(unit: Unit, machine: Machine) -> None:
