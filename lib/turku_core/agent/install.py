@@ -82,6 +82,7 @@ def install_cron(root: Path) -> list[Path]:
     """Write the cron lines, for hosts without systemd.
 
     cron has no random delay, so the machine's ID says at which minute and second its turn is.
+    Units of ours are taken away.
 
     Returns:
         The files that were changed.
@@ -96,7 +97,7 @@ def install_cron(root: Path) -> list[Path]:
         second=place // _CHECKIN_MINUTES % 60,
         hourly_minute=place // (_CHECKIN_MINUTES * 60) % 60,
     )
-    return _write(root / _CRON, text)
+    return [*_write(root / _CRON, text), *_remove_units(root)]
 
 
 def _place(root: Path) -> int:
@@ -115,11 +116,18 @@ def uninstall(root: Path) -> list[Path]:
     Returns:
         The files that were removed.
     """
+    return [*_remove_units(root), *_remove(root / _CRON)]
+
+
+def _remove_units(root: Path) -> list[Path]:
     units = [root / _SYSTEMD / unit for unit in _UNITS]
-    if root == Path("/") and _SYSTEMD_RUNS.is_dir() and any(unit.exists() for unit in units):
+    if not any(unit.exists() for unit in units):
+        return []
+    is_running = root == Path("/") and _SYSTEMD_RUNS.is_dir()
+    if is_running:
         _systemctl("disable", "--now", *_TIMERS)
-    removed = [path for unit in (*units, root / _CRON) for path in _remove(unit)]
-    if root == Path("/") and _SYSTEMD_RUNS.is_dir() and removed:
+    removed = [path for unit in units for path in _remove(unit)]
+    if is_running:
         _systemctl("daemon-reload")
     return removed
 

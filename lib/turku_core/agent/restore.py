@@ -164,15 +164,20 @@ def restore_command(arguments: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
-class _Destination:
-    """Where a restore goes.
+class _Task:
+    """One restore of one snapshot.
 
     Attributes:
+        folder: Where the files go.
+        paths: What to restore, relative to the source; empty is all of it.
         hooks_of: The machine's own source whose hooks run around it, if any.
     """
 
+    snapshot: Snapshot
     folder: Path
+    paths: Sequence[str]
     in_place: bool
+    dry_run: bool
     hooks_of: LocalSource | None
 
 
@@ -184,29 +189,26 @@ def _restore_source(agent: _Agent, arguments: argparse.Namespace, stop: Stop) ->
             f"Source {printable(arguments.source)} isn't configured here, so there is no place to "
             "restore it to: use --target DIR."
         )
-    now = datetime.now(timezone.utc).astimezone()
+    paths = _paths_inside(arguments, former, own)
     snapshot = choose(
         agent.snapshots(agent.offer.storages_of(former), stop),
         _uuid_of(agent, former),
         arguments.source,
         arguments.snapshot,
-        now,
+        zone_of=datetime.now(timezone.utc).astimezone(),
     )
-    destination = _Destination(
+    has_hooks = not arguments.dry_run and (former is None or arguments.in_place)
+    task = _Task(
+        snapshot=snapshot,
         folder=_folder(agent, arguments, snapshot, former, own),
+        paths=paths,
         in_place=arguments.in_place,
-        hooks_of=own if former is None or arguments.in_place else None,
+        dry_run=arguments.dry_run,
+        hooks_of=own if has_hooks else None,
     )
-    paths = _paths_inside(arguments.paths, agent, snapshot, own)
-    if arguments.dry_run and not destination.folder.exists():
-        # rsync wants to compare with something.
-        with tempfile.TemporaryDirectory(dir=agent.locations.run) as empty:
-            report = _run(agent, snapshot, destination, paths, Path(empty), arguments, stop)
-    else:
-        if not arguments.dry_run:
-            _make_folder(destination.folder)
-        report = _run(agent, snapshot, destination, paths, destination.folder, arguments, stop)
-    _print_report(report, snapshot, destination, arguments)
+    if not task.dry_run:
+        _make_folder(task.folder)
+    _print_report(_with_hooks(agent, task, stop), task, as_json=arguments.json)
     return DONE
 
 
@@ -249,22 +251,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def _paths_inside(
-    paths: Sequence[str], agent: _Agent, snapshot: Snapshot, own: LocalSource | None
+    arguments: argparse.Namespace, former: FormerMachine | None, own: LocalSource | None
 ) -> list[str]:
     """Return the wanted paths relative to the source; absolute ones below its path are cut."""
-    former = agent.offer.former.get(snapshot.machine)
-    known = former.sources.get(snapshot.source) if former else None
-    top = known.path if known else own.settings.path if own else None
-    return [_path_inside(path, top) for path in paths]
+    known = former.sources.get(arguments.source) if former else own.settings if own else None
+    return [_path_inside(path, known.path if known else "/") for path in arguments.paths]
 
 
-def _path_inside(path: str, top: str | None) -> str:
+def _path_inside(path: str, top: str) -> str:
     inside = path
     if path.startswith("/"):
-        prefix = (top or "/").rstrip("/") + "/"
+        prefix = top.rstrip("/") + "/"
         if not f"{path}/".startswith(prefix):
             raise ConfigurationError(
-                f"{printable(path)} is not inside the source's path {top or '/'}: name it as it "
+                f"{printable(path)} is not inside the source's path {top}: name it as it "
                 "lies in the source."
             )
         inside = path[len(prefix) :]
@@ -285,45 +285,45 @@ class _Report:
     changes: list[str] = field(default_factory=list)
 
 
-def _run(
-    agent: _Agent,
-    snapshot: Snapshot,
-    destination: _Destination,
-    paths: Sequence[str],
-    module_folder: Path,
-    arguments: argparse.Namespace,
-    stop: Stop,
-) -> _Report:
-    """Hold the session, with the hooks around it."""
+def _with_hooks(agent: _Agent, task: _Task, stop: Stop) -> _Report:
+    """Restore, with the hooks around it: the one after runs whatever happens."""
+    outcome = "failed"
+    try:
+        if task.hooks_of is not None:
+            _run_hook(task.hooks_of, "run_before_restore", task.folder, stop)
+        report = _restore(agent, task, stop)
+        outcome = "success"
+    finally:
+        if task.hooks_of is not None:
+            _run_after(task.hooks_of, task.folder, outcome)
+    return report
+
+
+def _restore(agent: _Agent, task: _Task, stop: Stop) -> _Report:
+    if task.dry_run and not task.folder.exists():
+        # rsync wants something to compare with.
+        with tempfile.TemporaryDirectory(dir=agent.locations.run) as empty:
+            return _hold(agent, task, Path(empty), stop)
+    try:
+        return _hold(agent, task, task.folder, stop)
+    finally:
+        if not task.dry_run:
+            _finish_links(task.folder)
+
+
+def _make_plan(agent: _Agent, task: _Task, module_folder: Path) -> SessionPlan:
+    snapshot = task.snapshot
     wish: dict[str, Any] = {
         "machine": None if snapshot.machine == agent.identity.uuid else snapshot.machine,
         "source": snapshot.source,
         "snapshot": snapshot.id,
-        "paths": list(paths),
-        "dry_run": arguments.dry_run,
+        "paths": list(task.paths),
+        "dry_run": task.dry_run,
         # In place a file with the right size and time may still hold the wrong bytes.
-        "checksum": destination.in_place,
+        "checksum": task.in_place,
     }
-    hooks_of = None if arguments.dry_run else destination.hooks_of
-    outcome = "failed"
-    report = _Report()
-    try:
-        if hooks_of is not None:
-            _run_hook(hooks_of, "run_before_restore", destination.folder, stop)
-        plan = SessionPlan(
-            snapshot.storage,
-            "restore",
-            [make_module(RESTORE_MODULE, module_folder, writable=True)],
-            {"restore": wish},
-        )
-        _hold(plan, agent, stop, report)
-        if not arguments.dry_run:
-            _finish_links(module_folder)
-        outcome = "success"
-    finally:
-        if hooks_of is not None:
-            _run_after(hooks_of, destination.folder, outcome)
-    return report
+    module = make_module(RESTORE_MODULE, module_folder, writable=True)
+    return SessionPlan(snapshot.storage, "restore", [module], {"restore": wish})
 
 
 def _finish_links(folder: Path) -> None:
@@ -354,7 +354,9 @@ def _run_after(source: LocalSource, folder: Path, outcome: str) -> None:
         never.close()
 
 
-def _hold(plan: SessionPlan, agent: _Agent, stop: Stop, report: _Report) -> None:
+def _hold(agent: _Agent, task: _Task, module_folder: Path, stop: Stop) -> _Report:
+    plan = _make_plan(agent, task, module_folder)
+    report = _Report()
     progress = Progress()
     said: list[str] = []
 
@@ -378,11 +380,10 @@ def _hold(plan: SessionPlan, agent: _Agent, stop: Stop, report: _Report) -> None
             stop=stop,
             on_event=on_event,
         )
-    except ComeBackLater:
-        raise
     except TurkuError as error:
         words = report.message or " ".join(said)
-        raise RestoreFailed(f"{error} It says: {words}" if words else str(error)) from error
+        kind = ComeBackLater if isinstance(error, ComeBackLater) else RestoreFailed
+        raise kind(f"{error} It says: {words}" if words else str(error)) from error
     finally:
         progress.clear()
     if report.ok is None:
@@ -392,6 +393,7 @@ def _hold(plan: SessionPlan, agent: _Agent, stop: Stop, report: _Report) -> None
         )
     if not report.ok:
         raise RestoreFailed(f"The restore failed: {report.message or 'no reason was given'}")
+    return report
 
 
 def _take_result(event: Event, report: _Report) -> None:
@@ -403,18 +405,17 @@ def _take_result(event: Event, report: _Report) -> None:
     report.bytes = count if isinstance(count, int) else None
 
 
-def _print_report(
-    report: _Report, snapshot: Snapshot, destination: _Destination, arguments: argparse.Namespace
-) -> None:
-    if arguments.json:
+def _print_report(report: _Report, task: _Task, *, as_json: bool) -> None:
+    snapshot = task.snapshot
+    if as_json:
         print_json(
             {
                 "source": snapshot.source,
                 "machine": snapshot.machine,
                 "snapshot": snapshot.id,
-                "target": str(destination.folder),
-                "in_place": destination.in_place,
-                "dry_run": arguments.dry_run,
+                "target": str(task.folder),
+                "in_place": task.in_place,
+                "dry_run": task.dry_run,
                 "files": report.files,
                 "bytes": report.bytes,
                 "changes": report.changes,
@@ -425,9 +426,11 @@ def _print_report(
     for change in report.changes:
         print(printable(change, 4096))
     amount = f": {report.files} files, {human_size(report.bytes)}" if report.files else ""
-    what = "would be restored" if arguments.dry_run else "is restored"
-    where = destination.folder
-    print(f"Snapshot {snapshot.id} of source {snapshot.source} {what} in {where}{amount}.")
+    what = "would be restored" if task.dry_run else "is restored"
+    print(
+        f"Snapshot {snapshot.id} of source {snapshot.source} {what} in "
+        f"{printable(str(task.folder))}{amount}."
+    )
 
 
 def _wait_for_administrator(agent: _Agent, target: Path | None, stop: Stop) -> int:

@@ -172,6 +172,15 @@ def test_a_dry_run_sends_and_makes_nothing(
     assert not newcomer.state.exists()
 
 
+def test_the_units_are_ones_that_systemd_understands(newcomer: AgentMachine) -> None:
+    assert newcomer.run("turku-update-config", "install-systemd").code == 0
+    units = sorted(str(path) for path in (newcomer.root / "etc/systemd/system").iterdir())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_systemd_units_are_installed_below_the_root_and_taken_away_again(
     newcomer: AgentMachine,
 ) -> None:
@@ -200,3 +209,5 @@ def test_cron_lines_are_installed_for_hosts_without_systemd(newcomer: AgentMachi
     assert again.output == "Nothing had to be changed.\n"
     assert newcomer.run("turku-update-config", "install-systemd").code == 0
     assert not path.exists()
+    assert newcomer.run("turku-update-config", "install-cron").code == 0
+    assert list((newcomer.root / "etc/systemd/system").iterdir()) == []
