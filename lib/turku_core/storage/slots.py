@@ -18,6 +18,8 @@ from turku_core.protocol.messages import RunningSession
 
 PULL = "pull"
 RESTORE = "restore"
+MACHINE_SLOTS = {PULL: 1, RESTORE: 4}
+"""How many slots of each kind one machine may have at once."""
 
 _TRIES = 3
 _PAUSE_SECONDS = 0.05
@@ -34,7 +36,8 @@ def hold_slot(
     """Hold one of `count` slots while the context lasts.
 
     A slot is a lock on a file (flock(2)), so it ends with the process however that ends. The files
-    are never removed.
+    are never removed. A machine has only so many of the slots, whatever it does, so that none can
+    keep the others out.
 
     Args:
         folder: Where the slots' files are.
@@ -42,28 +45,33 @@ def hold_slot(
         kind: Slots of one kind don't take those of another.
 
     Raises:
-        SlotsFull: None is free.
+        SlotsFull: None is free, or the machine has its share.
     """
     ensure_private_folder(folder)
-    descriptor = _take(folder, count, kind)
-    if descriptor is None:
-        raise SlotsFull(
-            f"All {count} slots of this storage unit are taken: come back in a few minutes."
-        )
-    try:
+    with contextlib.ExitStack() as stack:
+        own = _take(folder, f"{kind}_{machine}", MACHINE_SLOTS[kind])
+        if own is None:
+            raise SlotsFull(
+                "Another session of this machine is at work here: come back in a few minutes."
+            )
+        stack.callback(os.close, own)
+        descriptor = _take(folder, kind, count)
+        if descriptor is None:
+            raise SlotsFull(
+                f"All {count} slots of this storage unit are taken: come back in a few minutes."
+            )
+        stack.callback(os.close, descriptor)
+        stack.callback(os.ftruncate, descriptor, 0)
         text = json.dumps({"machine": machine, "sources": list(sources)}).encode()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text, 0)
         yield
-    finally:
-        os.ftruncate(descriptor, 0)
-        os.close(descriptor)
 
 
-def _take(folder: Path, count: int, kind: str) -> int | None:
+def _take(folder: Path, name: str, count: int) -> int | None:
     for attempt in range(_TRIES):
         for number in range(count):
-            descriptor = _open(folder / f"{kind}-{number}")
+            descriptor = _open(folder / f"{name}-{number}")
             if _lock(descriptor, fcntl.LOCK_EX):
                 return descriptor
             os.close(descriptor)

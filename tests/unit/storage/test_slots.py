@@ -11,24 +11,37 @@ from pathlib import Path
 
 import pytest
 
-from turku_core.storage.slots import RESTORE, SlotsFull, hold_slot, running
+from turku_core.storage.slots import PULL, RESTORE, SlotsFull, hold_slot, running
 
 MACHINE = "11111111-1111-4111-8111-111111111111"
+MACHINES = [f"{number:08d}-1111-4111-8111-111111111111" for number in range(4)]
 
 
 def test_no_more_sessions_than_slots(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(hold_slot(tmp_path, 3, MACHINE, ["docs"]))
+        for machine in MACHINES[:3]:
+            stack.enter_context(hold_slot(tmp_path, 3, machine, ["docs"]))
         with (
-            pytest.raises(SlotsFull, match="come back") as raised,
-            hold_slot(tmp_path, 3, MACHINE, ["docs"]),
+            pytest.raises(SlotsFull, match=r"All 3 slots .* come back") as raised,
+            hold_slot(tmp_path, 3, MACHINES[3], ["docs"]),
         ):
             pass
         assert raised.value.exit_code == 75
         # Restores have slots of their own.
         stack.enter_context(hold_slot(tmp_path, 3, MACHINE, [], RESTORE))
     with hold_slot(tmp_path, 3, MACHINE, ["docs"]):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "share"), [(PULL, 1), (RESTORE, 4)])
+def test_no_machine_takes_the_slots_of_all(tmp_path: Path, kind: str, share: int) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(share):
+            stack.enter_context(hold_slot(tmp_path, 10, MACHINE, [], kind))
+        with pytest.raises(SlotsFull, match="of this machine"):
+            stack.enter_context(hold_slot(tmp_path, 10, MACHINE, [], kind))
+        stack.enter_context(hold_slot(tmp_path, 10, MACHINES[0], [], kind))
+    with hold_slot(tmp_path, 10, MACHINE, [], kind):
         pass
 
 
