@@ -59,6 +59,10 @@ def serve(root: Path, machine: str, clock: Callable[[], datetime]) -> int:
             code = _ACTIONS[request.action](session)
         except (TurkuError, fields.FieldError) as error:
             code = _refuse(voice, uuid, error)
+        except OSError as error:
+            logger.exception("machine %s: unexpected error", uuid)
+            _say_why(voice, f"The storage unit can't use its own files: {error.strerror}.")
+            code = FAILED
         except Exception as error:
             logger.exception("machine %s: unexpected error", uuid)
             _say_why(voice, f"Unexpected error: {type(error).__name__}.")

@@ -302,6 +302,10 @@ def fail(
         time_end=session.clock().timestamp(),
         summary=summary_text(message),
     )
-    session.spool.add(Report(session.machine, {name: SourceUpdate(result)}), session.clock())
+    try:
+        session.spool.add(Report(session.machine, {name: SourceUpdate(result)}), session.clock())
+    except OSError as error:
+        # A full disk, most likely: the other sources may still be told, and tried.
+        logger.error("machine %s source %s: can't be reported: %s", session.machine, name, error)
     session.voice.source(name, outcome.value, message)
     return outcome

@@ -160,7 +160,8 @@ def read_settings(root: Path) -> Settings:
         ConfigurationError: A file can't be read, or a value isn't what its option takes; the
             message names the file and the line.
     """
-    paths = Paths(root)
+    # The forced command names the root, and sshd runs it in another folder.
+    paths = Paths(root.absolute())
     # The unit's own files come last: nothing an operator drops in takes its identity away.
     own = read_folder(paths.generated_configuration)
     merged = read_folder(paths.configuration)

@@ -322,3 +322,16 @@ def test_no_password_of_a_session_is_in_a_log_or_an_argument(unit: Unit, machine
     for path in unit.root.rglob("*"):
         if path.is_file():
             assert machine.login["password"].encode() not in path.read_bytes(), path
+
+
+def test_a_full_state_folder_is_said_and_costs_nothing_but_the_report(
+    unit: Unit, machine: Machine
+) -> None:
+    # A file where a folder belongs fails like a full disk does, for root too.
+    (unit.state / "reports").write_text("")
+    machine.schedule(docs=machine.source(), gone=machine.source())
+    with machine.daemon(docs=machine.data, gone=machine.folder / "not-there"):
+        sources = machine.logins("docs", "gone")
+        spoken = machine.ask({"action": "checkin", "sources": sources})
+    assert (spoken.outcome("gone"), spoken.outcome("docs")) == ("failed", "received")
+    assert "can't be reported" in unit.log

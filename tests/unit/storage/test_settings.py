@@ -127,3 +127,8 @@ def test_this_hosts_keys_are_found(tmp_path: Path) -> None:
 def test_a_host_without_keys_is_told_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="ssh-keygen -A"):
         read_host_keys(tmp_path)
+
+
+def test_a_relative_root_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(Path("unit")).paths.root == tmp_path / "unit"
