@@ -35,7 +35,7 @@ test: test-packages $(VENV)/.ready-dev  ## Lint, then run every test; the last l
 	@$(BIN)/python tools/run_tests.py lint unit integration
 
 .PHONY: lint unit integration
-lint unit integration: $(VENV)/.ready-dev  ## Only that part of `make test`
+lint unit integration: test-packages $(VENV)/.ready-dev  ## Only that part of `make test`
 	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py $@
 
