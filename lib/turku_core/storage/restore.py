@@ -332,11 +332,11 @@ def _check_paths(chosen: Chosen, tree: Path, wanted: Sequence[str]) -> None:
     missing = [path for path in wanted if not os.path.lexists(tree / path)]
     if missing:
         names = ", ".join(fields.shown(path) for path in missing[:_NAMED_MAX])
-        with os.scandir(tree) as entries:
-            top = sorted(entry.name for entry in entries)
+        record = chosen.record
+        root = record.path if record is not None else chosen.folder.state().path
         raise NoSuchSnapshot(
-            f"Snapshot {chosen.id} of source {chosen.folder.source!r} has no {names}; at its top "
-            f"there is {', '.join(fields.shown(name) for name in top[:_NAMED_MAX]) or 'nothing'}."
+            f"Snapshot {chosen.id} of source {chosen.folder.source!r} has no {names}; give paths "
+            f"as they are below {root or 'the top folder of the source'}."
         )
 
 

@@ -1,0 +1,222 @@
+"""What a pull brings, what it says when it doesn't, and that snapshots never change."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.snapshots.support import (
+    DAY,
+    MACHINE,
+    START,
+    as_nobody,
+    make_unit,
+    nobodys_folder,
+    serve,
+)
+from tests.support.trees import describe_tree, differences
+from turku_core.storage import mirror
+from turku_core.storage.mirror import Daemon, Outcome, PullOptions, Target
+from turku_core.storage.snapshots import CommitPending, commit, get_mode, resolve_mode
+from turku_core.storage.snapshots import ModeUnavailable as Unavailable
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_rules_leave_out_and_keep(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("keep", "a.tmp", "cache/x", "cache/keep.me", "#comment", "latin-\udce9"):
+        write(source / name, name.encode("utf-8", "surrogateescape").hex())
+    options = PullOptions(
+        filter=("+ /cache/keep.me", "- /cache/*"), exclude=("*.tmp", "#comment", "latin-\udce9")
+    )
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        unit.back_up(daemon, "borg")
+        assert (unit.catalogue.open(MACHINE, "docs").mirror / "a.tmp").exists()
+        unit.back_up(daemon, "borg", at=START + DAY, options=options)
+    left = describe_tree(unit.catalogue.open(MACHINE, "docs").mirror)
+    assert set(left) == {b".", b"keep", b"cache", b"cache/keep.me"}
+
+
+@pytest.mark.needs_root
+def test_what_could_be_read_is_kept_and_the_record_says_partial(tmp_path: Path) -> None:
+    with nobodys_folder() as folder:
+        source = folder / "source"
+        write(source / "open", "x")
+        write(source / "closed", "x")
+        (source / "closed").chmod(0)
+        os.chown(source / "closed", 0, 0)
+        with as_nobody(), serve(source) as daemon:
+            record = make_unit(folder).back_up(daemon, "link-dest")
+    assert record.partial
+    assert not record.good
+    assert "Permission denied" in record.summary
+    assert "closed" in record.summary
+
+
+def test_a_path_that_is_missing_is_said(tmp_path: Path) -> None:
+    with serve(tmp_path / "nowhere") as daemon:
+        _, received = make_unit(tmp_path).receive(daemon, "borg")
+    assert received.outcome is Outcome.FAILED
+    assert "path isn't there" in received.message
+
+
+def test_a_wrong_password_is_said(tmp_path: Path) -> None:
+    with serve(tmp_path) as daemon:
+        wrong = Daemon(daemon.port, daemon.module, daemon.username, "wrong")
+        _, received = make_unit(tmp_path / "unit").receive(wrong, "borg")
+    assert received.outcome is Outcome.FAILED
+    assert "password" in received.message
+
+
+def test_nobody_there_means_later(tmp_path: Path) -> None:
+    with serve(tmp_path) as daemon:
+        pass
+    _, received = make_unit(tmp_path / "unit").receive(daemon, "borg")
+    assert received.outcome is Outcome.LATER
+
+
+def test_a_session_that_ends_takes_rsync_with_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "large").open("wb") as file:
+        file.write(os.urandom(8 * 1024 * 1024))
+    target = tmp_path / "target"
+    target.mkdir()
+    ended = threading.Event()
+    threading.Timer(0.5, ended.set).start()
+    with serve(source) as daemon:
+        began = time.monotonic()
+        received = mirror.pull(
+            daemon, Target(target), PullOptions(bwlimit="100k"), cancelled=ended.is_set
+        )
+        assert time.monotonic() - began < 10
+    assert received.outcome is Outcome.LATER
+    running = subprocess.run(["ps", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True)
+    assert f"{daemon.port}/docs" not in running.stdout
+
+
+@pytest.mark.needs_root
+def test_a_full_volume_is_said_and_what_was_there_stays(tmp_path: Path) -> None:
+    source, place = tmp_path / "source", tmp_path / "small"
+    place.mkdir()
+    write(source / "one", "x")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], check=True)
+    try:
+        unit = make_unit(tmp_path, place)
+        with serve(source) as daemon:
+            record = unit.back_up(daemon, "link-dest")
+            (source / "large").write_bytes(os.urandom(8 * 1024 * 1024))
+            _, received = unit.receive(daemon, "link-dest", at=START + DAY)
+        assert received.outcome is Outcome.FAILED
+        assert "volume is full" in received.message
+        assert unit.ids() == [record.id]
+        assert unit.restore(record.id, tmp_path / "restored").ok
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_pull_never_changes_a_snapshot(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source / "same", "same")
+    write(source / "mode", "mode")
+    os.link(source / "same", source / "link")
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        first = unit.back_up(daemon, "link-dest")
+        place = unit.catalogue.open(MACHINE, "docs")
+        before = describe_tree(place.tree(first.id), attributes=True)
+        (source / "mode").chmod(0o600)
+        os.utime(source / "link", ns=(1, 1))
+        unit.back_up(daemon, "link-dest", at=START + DAY)
+        unit.back_up(daemon, "borg", at=START + 2 * DAY)
+        (source / "mode").chmod(0o644)
+        unit.back_up(daemon, "none", at=START + 3 * DAY)
+    after = describe_tree(place.tree(first.id))
+    assert differences(before, after) == []
+
+
+def test_unchanged_files_share_their_inode_with_the_snapshot_before(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source / "same", "same")
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        records = [unit.back_up(daemon, "link-dest", at=START + n * DAY) for n in range(3)]
+    place = unit.catalogue.open(MACHINE, "docs")
+    inodes = {(place.tree(record.id) / "same").stat().st_ino for record in records}
+    assert len(inodes) == 1
+    assert records[-1].bytes_stored == 0
+
+
+def test_what_a_broken_off_pull_brought_is_not_pulled_again(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for number in range(8):
+        (source / "d").mkdir(parents=True, exist_ok=True)
+        (source / "d" / f"{number}").write_bytes(os.urandom(1024 * 1024))
+    unit = make_unit(tmp_path)
+    place = unit.catalogue.open(MACHINE, "docs")
+    mode = get_mode("link-dest", unit.environment)
+    ended = threading.Event()
+    with serve(source) as daemon:
+        with place.lock():
+            target = mode.prepare(place)
+            threading.Timer(3.0, ended.set).start()
+            slow = PullOptions(bwlimit="1m")
+            received = mirror.pull(daemon, target, slow, cancelled=ended.is_set)
+        assert not received.usable
+        came = len(list((target.folder / "d").glob("[0-9]")))
+        assert came > 0
+        record = unit.back_up(daemon, "link-dest")
+    assert record.bytes_stored is not None
+    assert record.bytes_stored <= (8 - came) * 1024 * 1024
+    left = [name for name in os.listdir(place.path) if name.startswith("mirror")]
+    assert left == []
+
+
+def test_a_mirror_waits_until_its_commit_is_done(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source / "file", "x")
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        place, _ = unit.receive(daemon, "borg")
+        with pytest.raises(CommitPending):
+            unit.receive(daemon, "borg", at=START + DAY)
+        commit(unit.catalogue, place, unit.environment)
+        unit.back_up(daemon, "borg", at=START + DAY)
+    assert len(unit.ids()) == 2
+    assert commit(unit.catalogue, place, unit.environment) is None
+
+
+def test_two_sources_of_a_machine_share_a_repository_and_not_their_names(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source / "file", "x")
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        for name in ("a", "a-b"):
+            unit.back_up(daemon, "borg", source=name)
+    borg = get_mode("borg", unit.environment)
+    for name in ("a", "a-b"):
+        assert list(borg.list(unit.catalogue.open(MACHINE, name))) == ["20260105T030000Z"]
+
+
+def test_the_mode_is_the_sources_wish_or_the_units(tmp_path: Path) -> None:
+    def mode(wish: str | None, default: str = "link-dest", large: bool = False) -> str:
+        return resolve_mode(wish, default, large_files=large, volume_path=tmp_path)
+
+    assert mode(None) == "link-dest"
+    assert mode("attic") == "borg"
+    assert mode("link-dest", "borg") == "link-dest"
+    assert mode("link-dest", large=True) == "borg"
+    assert mode(None, large=True) == "borg"
+    assert mode("none", large=True) == "none"
+    with pytest.raises(Unavailable, match="isn't a btrfs"):
+        mode("btrfs")

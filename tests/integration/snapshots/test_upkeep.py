@@ -1,0 +1,244 @@
+"""Expiry, verification and convergence on real snapshots, in both layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.integration.snapshots.support import DAY, MACHINE, START, Unit, make_unit, serve
+from turku_core.storage import expiry, verification
+from turku_core.storage.catalogue import Record, SourceFolder
+from turku_core.storage.snapshots import converge, get_mode
+from turku_core.storage.volumes import Volumes
+
+GRACE = timedelta(days=7)
+
+
+def make_backups(
+    tmp_path: Path, mode: str, count: int, *, retention: str = "last 3 days"
+) -> tuple[Unit, SourceFolder]:
+    """Back up `count` states of a tree, a day apart."""
+    source = tmp_path / "source"
+    source.mkdir(exist_ok=True)
+    (source / "same").write_text("same " * 1000)
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        for number in range(count):
+            (source / "file").write_text(f"{number} " * 1000)
+            unit.back_up(daemon, mode, at=START + number * DAY, retention=retention)
+    return unit, unit.catalogue.open(MACHINE, "docs")
+
+
+def states(report: expiry.ExpiryReport) -> list[tuple[str, str]]:
+    return [(change.record.id[6:8], change.state) for change in report.changes]
+
+
+def expire(unit: Unit, days: float, **values: object) -> expiry.ExpiryReport:
+    return expiry.run(
+        unit.catalogue,
+        unit.environment,
+        START + days * DAY,
+        trust_clock=True,
+        **values,  # type: ignore[arg-type] # checked there
+    )
+
+
+@pytest.mark.parametrize("mode", ["link-dest", "borg"])
+def test_what_the_policy_drops_expires_first_and_is_removed_after_the_grace(
+    tmp_path: Path, mode: str
+) -> None:
+    unit, place = make_backups(tmp_path, mode, 5)
+    report = expire(unit, 4.1)
+    assert states(report) == [("05", "expired"), ("06", "expired")]
+    assert report.problems == ()
+    assert len(unit.ids()) == 5
+    assert expire(unit, 11).changes == ()
+    assert unit.restore("20260105T030000Z", tmp_path / "restored").ok
+    assert states(expire(unit, 11.2)) == [("05", "removed"), ("06", "removed")]
+    assert unit.ids() == ["20260107T030000Z", "20260108T030000Z", "20260109T030000Z"]
+    assert sorted(get_mode(mode, unit.environment).list(place)) == unit.ids()
+
+
+def test_a_longer_policy_takes_back_what_has_expired(tmp_path: Path) -> None:
+    unit, place = make_backups(tmp_path, "link-dest", 5)
+    expire(unit, 4.1)
+    state = place.state()
+    place.write_state(type(state)(retention="last 30 days"))
+    assert states(expire(unit, 5)) == [("05", "committed"), ("06", "committed")]
+    assert all(record.expired_at is None for _, record in unit.catalogue.listing().records)
+
+
+def test_prior_art_19_a_full_volume_heals_without_a_new_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 6)
+    expire(unit, 5.1)
+    monkeypatch.setattr(
+        Volumes, "over_high_water", lambda self, volume: "20260105T030000Z" in unit.ids()
+    )
+    assert states(expire(unit, 5.2)) == [("05", "removed")]
+    assert len(unit.ids()) == 5
+
+
+def test_prior_art_04_an_agents_policy_never_takes_the_newest_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 5, retention="last 1 snapshots")
+    monkeypatch.setattr(Volumes, "over_high_water", lambda self, volume: True)
+    for days in (4.1, 5, 100):
+        expire(unit, days)
+    assert len(unit.ids()) == 3
+
+
+def test_prior_art_18_on_a_clock_that_has_jumped_nothing_expires_or_is_removed(
+    tmp_path: Path,
+) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 5)
+    expiry.run(unit.catalogue, unit.environment, START + 4 * DAY)
+    report = expiry.run(unit.catalogue, unit.environment, START + 404 * DAY)
+    assert report.changes == ()
+    assert any("jumped ahead" in sentence for sentence in report.held)
+
+
+def test_a_dry_run_only_tells(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 5)
+    assert len(expire(unit, 4.1, dry_run=True).changes) == 2
+    assert all(record.expired_at is None for _, record in unit.catalogue.listing().records)
+
+
+def test_a_snapshot_that_is_being_restored_from_is_not_removed(tmp_path: Path) -> None:
+    unit, place = make_backups(tmp_path, "link-dest", 5)
+    record = unit.catalogue.records(place)[0][0]
+    mode = get_mode("link-dest", unit.environment)
+    with mode.open_for_restore(place, record) as tree:
+        report = expire(unit, 4.1, remove_now=True)
+        assert (tree / "file").exists()
+    assert any("restored from" in sentence for sentence in report.held)
+    assert len(unit.ids()) == 5
+    expire(unit, 4.2, remove_now=True)
+    assert len(unit.ids()) == 3
+
+
+def test_prior_art_25_one_source_that_cannot_be_handled_stops_no_other(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 5)
+    bad = unit.catalogue.open(MACHINE, "another")
+    bad.write_state(type(bad.state())(retention="keep it all please"))
+    bad.tree("20260101T000000Z").mkdir()
+    report = expire(unit, 4.1)
+    assert states(report) == [("05", "expired"), ("06", "expired")]
+    assert any("another" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("mode", ["link-dest", "borg"])
+def test_prior_art_25_a_lost_or_broken_record_is_written_anew(tmp_path: Path, mode: str) -> None:
+    unit, place = make_backups(tmp_path, mode, 3)
+    (place.snapshots / "20260105T030000Z.json").unlink()
+    (place.snapshots / "20260106T030000Z.json").write_text("{")
+    done = converge(unit.catalogue, place, unit.environment)
+    assert len(done) == 2
+    records, problems = unit.catalogue.records(place)
+    assert problems == []
+    assert [(record.id[6:8], record.recovered) for record in records] == [
+        ("05", True),
+        ("06", True),
+        ("07", False),
+    ]
+    assert unit.restore("20260105T030000Z", tmp_path / "restored").ok
+    assert converge(unit.catalogue, place, unit.environment) == []
+
+
+def test_prior_art_20_left_overs_are_swept(tmp_path: Path) -> None:
+    unit, place = make_backups(tmp_path, "link-dest", 1)
+    (place.snapshots / ".removing-20260101T000000Z" / "sub").mkdir(parents=True)
+    (place.path / ".restore-abc" / "sub").mkdir(parents=True)
+    (place.snapshots / ".x.json.0123456789abcdef.tmp").write_text("{")
+    assert len(converge(unit.catalogue, place, unit.environment)) == 3
+    assert not any(name.startswith(".") for name in os.listdir(place.snapshots))
+
+
+def verify(unit: Unit, place: SourceFolder, record: Record) -> verification.Verdict:
+    return verification.verify(unit.catalogue, place, record, unit.environment, START + 10 * DAY)
+
+
+@pytest.mark.parametrize("mode", ["link-dest", "borg", "none"])
+def test_a_sound_snapshot_is_proven(tmp_path: Path, mode: str) -> None:
+    unit, place = make_backups(tmp_path, mode, 1)
+    record = unit.catalogue.records(place)[0][0]
+    verdict = verify(unit, place, record)
+    assert verdict.damaged is None
+    assert verdict.files_drilled == 2
+    assert unit.catalogue.records(place)[0][0].proven_at == START + 10 * DAY
+    assert not any(name.startswith(".restore") for name in os.listdir(place.path))
+
+
+@pytest.mark.parametrize("what", ["content", "attributes", "missing", "added"])
+def test_damage_to_a_tree_is_found(tmp_path: Path, what: str) -> None:
+    unit, place = make_backups(tmp_path, "link-dest", 1)
+    record = unit.catalogue.records(place)[0][0]
+    file = place.tree(record.id) / "same"
+    status = file.stat()
+    if what == "content":
+        file.write_text("S" + file.read_text()[1:])
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif what == "attributes":
+        os.setxattr(file, "user.rsync.%stat", b"104755 0,0 0:0")
+    elif what == "missing":
+        file.unlink()
+    else:
+        (place.tree(record.id) / "added").write_text("x")
+    verdict = verify(unit, place, record)
+    assert verdict.damaged is not None
+    assert ("added" if what == "added" else "same") in verdict.damaged
+    damaged = unit.catalogue.records(place)[0][0]
+    assert damaged.damaged == verdict.damaged
+    assert not damaged.good
+
+
+def test_damage_to_a_repository_is_found(tmp_path: Path) -> None:
+    unit, place = make_backups(tmp_path, "borg", 1)
+    record = unit.catalogue.records(place)[0][0]
+    segment = max((place.repository / "data" / "0").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    segment.write_bytes(content)
+    assert verify(unit, place, record).damaged is not None
+
+
+def test_every_snapshot_comes_round(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 4)
+    order = []
+    for number in range(9):
+        now = START + (10 + number) * DAY
+        found = verification.next_to_verify(
+            unit.catalogue.listing().records, now, interval=timedelta(days=4)
+        )
+        if found is not None:
+            verification.verify(unit.catalogue, *found, unit.environment, now)
+            order.append(found[1].id[6:8])
+    assert order == ["08", "07", "06", "05", "08", "07", "06", "05", "08"]
+
+
+def test_the_old_layout_is_restored_verified_and_expired_with_the_new(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "link-dest", 3)
+    old = unit.volume.path / MACHINE / "docs.snapshots"
+    for day in range(1, 5):
+        tree = old / f"2026-01-0{day}T03:00:00.123456"
+        tree.mkdir(parents=True)
+        (tree / "file").write_text(f"old {day}")
+    (old / "2026-01-01T03:00:00.123456.json").write_text(json.dumps({"summary": "as it was"}))
+    assert len(unit.ids()) == 7
+    assert unit.restore("2026-01-02T12:00", tmp_path / "restored").ok
+    assert (tmp_path / "restored" / "file").read_text() == "old 2"
+    folder, record = unit.catalogue.listing().records[0]
+    assert verify(unit, folder, record).damaged is None
+    report = expire(unit, 2.1)
+    assert [state for _, state in states(report)] == ["expired"] * 4
+    kept = json.loads((old / "2026-01-01T03:00:00.123456.json").read_text())
+    assert kept["summary"] == "as it was"
+    expire(unit, 12)
+    assert unit.ids() == ["20260105T030000Z", "20260106T030000Z", "20260107T030000Z"]
+    assert [name for name in os.listdir(old) if not name.startswith(".")] == []
