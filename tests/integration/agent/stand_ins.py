@@ -21,11 +21,11 @@ from typing import Any
 from tests.support.sshd import Sshd, running_sshd
 from tests.support.stand_in_api import StandInApi
 
-_DEADLINE_SECONDS = 20.0
+_DEADLINE_SECONDS = 60.0
 
 FORCED_COMMAND = '''
 """A stand-in for a storage unit's forced command; see stand_ins.py."""
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 
 folder = Path(sys.argv[1])
@@ -56,7 +56,8 @@ print(behaviour.get("stderr", ""), file=sys.stderr, end="", flush=True)
 code = behaviour["exit_code"]
 if behaviour["hang"]:
     say(event="message", message="hanging")
-    time.sleep(3600)
+    sys.stdin.read()
+    sys.exit("the agent has gone")
 if request["action"] == "checkin" and not behaviour["idle"]:
     for name, login in request["sources"].items():
         target = folder / "mirrors" / name
@@ -157,13 +158,15 @@ class StandInUnit:
             **changes,
         }
 
-    def authorize(self, public_key: str, *, forwarding: bool = True) -> None:
-        """Let a machine in."""
+    def authorize(self, *public_keys: str, forwarding: bool = True) -> None:
+        """Let machines in, and no others."""
         command = shlex.join([sys.executable, str(self.folder / "forced.py"), str(self.folder)])
         options = ["restrict", f'command="{command}"']
         if forwarding:
             options += ["port-forwarding", 'permitlisten="localhost:*"']
-        (self.folder / "authorized_keys").write_text(f"{','.join(options)} {public_key}\n")
+        (self.folder / "authorized_keys").write_text(
+            "".join(f"{','.join(options)} {key}\n" for key in public_keys)
+        )
 
     def requests(self) -> list[dict[str, Any]]:
         """Return what agents asked, session by session."""
@@ -180,14 +183,8 @@ class StandInUnit:
         self._sshd = self._running.enter_context(running_sshd(options, authorized_keys=keys))
 
     def stop(self) -> None:
-        """End sshd and the forced command of a session that hangs."""
+        """End sshd; its sessions' forced commands end with their agents."""
         self._running.close()
-        pid = self.folder / "pid"
-        if pid.exists():
-            number = int(pid.read_text())
-            with contextlib.suppress(OSError):
-                if str(self.folder).encode() in Path(f"/proc/{number}/cmdline").read_bytes():
-                    os.kill(number, 9)
 
 
 class AgentMachine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.integration.agent.stand_ins import (
     running,
     wait_until,
 )
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import StandInApi, running_api
 from turku_core.agent import checkin
 from turku_core.agent.identity import load_identity
 from turku_core.agent.processes import Stop
@@ -489,15 +489,21 @@ def test_hooks_run_around_a_backup_and_know_what_it_is_about(
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "timeout", "said"),
     [
-        ("exit 3", "exit code 3"),
-        ("kill -9 $$", "signal 9"),
-        ("sleep 600 & sleep 600", "after 1 seconds"),
+        ("exit 3", 60, "exit code 3"),
+        ("kill -9 $$", 60, "signal 9"),
+        ("sleep 600 & sleep 600", 1, "after 1 seconds"),
     ],
 )
 def test_a_failing_hook_cancels_its_source_alone_and_is_reported(
-    machine: AgentMachine, unit: StandInUnit, tree: Path, tmp_path: Path, script: str, said: str
+    machine: AgentMachine,
+    unit: StandInUnit,
+    tree: Path,
+    tmp_path: Path,
+    script: str,
+    timeout: int,
+    said: str,
 ) -> None:
     log = tmp_path / "log"
     before = make_hook(tmp_path, "before", script)
@@ -508,7 +514,7 @@ def test_a_failing_hook_cancels_its_source_alone_and_is_reported(
         tree,
         run_before_backup=str(before),
         run_after_backup=str(after),
-        hook_timeout=1,
+        hook_timeout=timeout,
     )
     code, done = outcomes(machine)
     assert code == 1
@@ -622,14 +628,27 @@ def test_prior_art_08_a_verbose_run_prints_no_secret(
         assert hidden not in done.errors + done.output
 
 
-def test_prior_art_22_the_tunnels_port_is_picked_by_the_unit_and_waited_for(
-    machine: AgentMachine, unit: StandInUnit, tree: Path
+def test_prior_art_22_many_machines_at_once_never_collide_on_a_port(
+    tmp_path: Path, unit: StandInUnit, tree: Path
 ) -> None:
-    machine.add_source("docs", tree)
-    begin = time.monotonic()
-    assert outcomes(machine)[0] == 0
-    assert outcomes(machine)[0] == 0
-    assert time.monotonic() - begin < 60
-    first, second = unit.requests()
-    assert 0 < first["port"] < 65536
-    assert 0 < second["port"] < 65536
+    with contextlib.ExitStack() as stack:
+        machines = []
+        for number in range(6):
+            api = stack.enter_context(running_api())
+            machine = AgentMachine(tmp_path / f"machine-{number}", api, unit)
+            machine.register()
+            machine.add_source(f"docs-{number}", tree)
+            machines.append(machine)
+        keys = [(each.state / "ssh_key.pub").read_text().strip() for each in machines]
+        unit.authorize(*keys)
+        unit.behave(hang=True)
+        agents = [machine.start("turku-agent-ping") for machine in machines]
+        try:
+            wait_until(lambda: len(unit.requests()) == len(machines), "all sessions are open")
+            ports = {request["port"] for request in unit.requests()}
+            assert len(ports) == len(machines)
+        finally:
+            for agent in agents:
+                agent.terminate()
+            for agent in agents:
+                agent.communicate()
