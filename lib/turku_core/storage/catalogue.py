@@ -126,7 +126,8 @@ class SourceState:
     With it expiry and verification work without the API. `mirror_id` is the id of the snapshot
     that `mirror/` still equals, or None once a pull has begun to change it. `mirror_mode` is the
     mode that pulled into it last. `unsynced_boot_id` is the boot in which a pull wrote to the
-    mirror that wasn't synced yet.
+    mirror that wasn't synced yet. `compared_at` is when the records were last compared with what
+    the repository lists.
     """
 
     path: str | None = None
@@ -137,6 +138,7 @@ class SourceState:
     mirror_taken_at: datetime | None = None
     mirror_mode: str | None = None
     unsynced_boot_id: str | None = None
+    compared_at: datetime | None = None
 
 
 class Readable(Enum):

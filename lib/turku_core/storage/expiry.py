@@ -46,6 +46,7 @@ SETTLING = timedelta(days=7)
 """For how long it must be back before its policy counts again for what was before."""
 
 _RHYTHM_SNAPSHOTS = 3
+_COMPARE_INTERVAL = timedelta(days=1)
 _CLOCK_TOLERANCE = timedelta(hours=1)
 _CLOCK_UNSEEN_MAX = timedelta(days=7)
 _CLOCK_TRUSTED_AFTER_SECONDS = 7 * 86400.0
@@ -395,7 +396,7 @@ def _handle(
     places: dict[Record, SourceFolder] = {}
     for folder in folders:
         if not rules.dry_run:
-            converge(catalogue, folder, environment)
+            _converge(catalogue, folder, environment, rules.now)
         places |= dict.fromkeys(catalogue.records(folder)[0], folder)
     decision = decide(
         list(places),
@@ -409,6 +410,18 @@ def _handle(
     held += [f"{folders[0].label}: {sentence}" for sentence in decision.held]
     carry_out = _dry if rules.dry_run else _carry_out
     carry_out(catalogue, places, environment, rules, decision, changes)
+
+
+def _converge(
+    catalogue: Catalogue, folder: SourceFolder, environment: Environment, now: datetime
+) -> None:
+    """Sweep a source, and once a day compare its records with the repository."""
+    compared_at = folder.state().compared_at
+    due = compared_at is None or abs(now - compared_at) >= _COMPARE_INTERVAL
+    converge(catalogue, folder, environment, repository=due)
+    if due and not folder.old_layout and folder.repository.is_dir():
+        with folder.lock():
+            folder.write_state(dataclasses.replace(folder.state(), compared_at=now))
 
 
 def _policy(folders: Sequence[SourceFolder], records: Sequence[Record], rules: _Rules) -> Policy:

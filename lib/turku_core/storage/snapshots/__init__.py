@@ -357,18 +357,26 @@ def remove(
     logger.info("%s: snapshot %s is removed", folder.label, record.id)
 
 
-def converge(catalogue: Catalogue, folder: SourceFolder, environment: Environment) -> list[str]:
+def converge(
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    environment: Environment,
+    *,
+    repository: bool = True,
+) -> list[str]:
     """Finish or remove half-made things in one source; return a sentence for each.
 
     Leaves a pending commit for `commit` and a half-pulled mirror for the next pull; finishes
     removals, deletes left-overs, and writes records that were lost again from what lies there.
-    Takes the source's lock. Raises SourceBusy.
+    `repository` False spares the slow look into borg's. Takes the source's lock. Raises SourceBusy.
     """
     done: list[str] = []
     with folder.lock(), folder.unread(Readable.SNAPSHOTS):
         done += _remove_left_overs(folder)
     with folder.lock():
         done += _settle(catalogue, folder, environment)
+        if repository and not folder.old_layout and folder.repository.is_dir():
+            done += _compare_with_repository(catalogue, folder, environment)
     for sentence in done:
         logger.warning("%s", sentence)
     return done
@@ -403,8 +411,6 @@ def _settle(catalogue: Catalogue, folder: SourceFolder, environment: Environment
             done.append(f"{folder.label}: {found.record.id} is withdrawn, its mirror has changed.")
         elif found.condition is Condition.LOST:
             done.append(_rewrite(catalogue, folder, found.record))
-    if not folder.old_layout and folder.repository.is_dir():
-        done += _compare_with_repository(catalogue, folder, environment)
     return done
 
 
