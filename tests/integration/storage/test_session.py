@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.integration.storage.conftest import Machine, Unit, add_machine, wait_for
+from tests.support.sshd import running_sshd
 
 
 def rsyncs_of(unit: Unit) -> list[str]:
@@ -335,3 +338,54 @@ def test_a_full_state_folder_is_said_and_costs_nothing_but_the_report(
         spoken = machine.ask({"action": "checkin", "sources": sources})
     assert (spoken.outcome("gone"), spoken.outcome("docs")) == ("failed", "received")
     assert "can't be reported" in unit.log
+
+
+def test_prior_art_23_a_half_open_connection_is_noticed_by_keepalives(
+    unit: Unit, machine: Machine
+) -> None:
+    (machine.data / "large").write_bytes(os.urandom(300_000))
+    machine.schedule(docs=machine.source(bwlimit="1"))
+    keepalives = "ClientAliveInterval 1\nClientAliveCountMax 3\n"
+    keys = unit.state / ".ssh/authorized_keys"
+    with running_sshd(keepalives, authorized_keys=keys) as quick, machine.daemon():
+        unit.sshd = quick
+        connection = machine.connect()
+        connection.send({"action": "checkin", "sources": machine.logins("docs")})
+        wait_for(lambda: rsyncs_of(unit))
+        # A network that is gone says nothing, and neither does a stopped client.
+        connection.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: "session ends" in unit.log)
+        connection.kill()
+    assert rsyncs_of(unit) == []
+    assert "connection ended" in unit.log
+
+
+def test_many_machines_at_once_are_all_backed_up(unit: Unit, machine: Machine) -> None:
+    machines = [machine, *(add_machine(unit) for _ in range(5))]
+    by_uuid = {each.uuid: each for each in machines}
+    unit.api.answers["storage_ping_checkin"] = lambda request: {
+        "machine": {
+            "uuid": request["machine"]["uuid"],
+            "unit_name": "unit",
+            "scheduled_sources": {"docs": by_uuid[request["machine"]["uuid"]].source()},
+        }
+    }
+    with ThreadPoolExecutor(len(machines)) as pool:
+        spoken = list(pool.map(Machine.check_in, machines))
+    assert [each.code for each in spoken] == [0] * len(machines), spoken
+    unit.drain()
+    assert [len(unit.snapshots(each)) for each in machines] == [1] * len(machines)
+    assert len(unit.api.reports("docs")) == len(machines)
+
+
+def test_one_machines_second_session_is_told_to_come_back(unit: Unit, machine: Machine) -> None:
+    (machine.data / "large").write_bytes(os.urandom(200_000))
+    machine.schedule(docs=machine.source(bwlimit="1"))
+    with machine.daemon():
+        request = {"action": "checkin", "sources": machine.logins("docs")}
+        first = machine.connect()
+        first.send(request)
+        wait_for(lambda: rsyncs_of(unit))
+        spoken = machine.ask(request)
+        first.kill()
+    assert (spoken.code, "of this machine" in spoken.last["message"]) == (75, True)
