@@ -146,7 +146,7 @@ class Sessions:
         self._locations = locations
         self._identity = identity
         self._stop = stop
-        self._ended: queue.Queue[tuple[threading.Thread, dict[str, Outcome]]] = queue.Queue()
+        self._ended: queue.Queue[threading.Thread] = queue.Queue()
         self._threads: dict[threading.Thread, set[str]] = {}
         self._progress = Progress()
         self._showing = threading.Lock()
@@ -183,7 +183,8 @@ class Sessions:
         except Exception as error:
             logger.exception("storage unit %s: the session failed", job.storage.name)
             outcomes = failed_outcomes(job, str(error))
-        self._ended.put((threading.current_thread(), outcomes))
+        self.outcomes.update(outcomes)
+        self._ended.put(threading.current_thread())
 
     def _show(self, line: str) -> None:
         with self._showing:
@@ -194,23 +195,19 @@ class Sessions:
         deadline = time.monotonic() + seconds
         while self._threads:
             try:
-                self._collect(max(0.0, deadline - time.monotonic()))
+                thread = self._ended.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return False
+            thread.join()
+            del self._threads[thread]
         return True
 
     def finish(self) -> None:
         """Stop whatever runs, and wait for it."""
         self._stop.set()
-        while self._threads:
-            self._collect(None)
+        for thread in self._threads:
+            thread.join()
         self._progress.clear()
-
-    def _collect(self, seconds: float | None) -> None:
-        thread, outcomes = self._ended.get(timeout=seconds)
-        thread.join()
-        del self._threads[thread]
-        self.outcomes.update(outcomes)
 
 
 def ping(

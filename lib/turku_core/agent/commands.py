@@ -263,7 +263,9 @@ def _end_by_exception() -> None:
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in numbers:
-        signal.signal(number, interrupt)
+        # Whoever started it under nohup(1) wants it to go on.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def _client(settings: Settings) -> Client:
