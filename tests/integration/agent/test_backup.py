@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +82,31 @@ def test_what_is_due_is_pulled_over_the_tunnel(
     assert set(request["sources"]) == {"docs"}
     assert machine.leftovers() == []
     assert machine.children() == []
+
+
+def test_on_a_terminal_progress_and_outcomes_are_shown(
+    machine: AgentMachine, unit: StandInUnit, tree: Path
+) -> None:
+    machine.add_source("docs", tree)
+    terminal, slave = pty.openpty()
+    # A fresh terminal has no columns; tty_ioctl(4).
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    agent = subprocess.Popen(
+        machine.command("turku-agent-ping"), stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert agent.wait(60) == 0
+    assert b"docs: 1 B, 50 %" in shown
+    lines = [line.rpartition("\r")[2] for line in shown.decode().split("\r\n")]
+    assert [line.split() for line in lines[-3:-1]] == [
+        ["SOURCE", "OUTCOME", "MESSAGE"],
+        ["docs", "success", "-"],
+    ]
 
 
 def test_a_check_in_with_nothing_due_is_silent_and_makes_no_session(
