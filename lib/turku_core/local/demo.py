@@ -25,7 +25,7 @@ from typing import NoReturn
 from turku_core.commandline import Progress, human_duration, human_size, print_table
 from turku_core.errors import DONE, FAILED, ConfigurationError, TurkuError
 from turku_core.local.comparison import Tree, describe_tree, differences, size_of
-from turku_core.local.turku import LocalTurku, Machine
+from turku_core.local.turku import LocalTurku, Machine, run_to_end
 
 MACHINE = "demo"
 SOURCE = "files"
@@ -53,12 +53,17 @@ class Story:
     problems: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def step(self, name: str, announcement: str) -> Iterator[list[str]]:
-        """Say what begins, measure it, and remember it with the result put into the list."""
+    def step(
+        self, name: str, announcement: str, *, shows_progress: bool = False
+    ) -> Iterator[list[str]]:
+        """Say what begins, measure it, and remember it with the result put into the list.
+
+        A step that shows no progress of its own gets a line that counts the seconds.
+        """
         print(f"{announcement} ...", flush=True)
         result: list[str] = []
         began = time.monotonic()
-        with _ticking(name):
+        with contextlib.nullcontext() if shows_progress else _ticking(name):
             yield result
         seconds = time.monotonic() - began
         self.steps.append(Step(name, seconds, "; ".join(result)))
@@ -183,14 +188,30 @@ def _back_up(
     story: Story, turku: LocalTurku, machine: Machine, name: str, announcement: str
 ) -> str:
     """Let the machine check in, wait for the snapshot, and return its id."""
-    with story.step(name, announcement) as result:
-        machine.run("turku-agent-ping")
+    with story.step(name, announcement, shows_progress=True) as result:
+        _run_agent(machine)
         result.append("the machine is done")
     with story.step(f"{name}: commit", "The storage unit makes the snapshot") as result:
         turku.wait_until_committed()
         newest = machine.snapshots()[-1]
         result.append(f"snapshot {newest['id']} by {newest['mode']}")
     return str(newest["id"])
+
+
+def _run_agent(machine: Machine, *arguments: str) -> None:
+    """Run turku-agent-ping, which on a terminal shows its progress itself.
+
+    Raises:
+        TurkuError: It failed.
+    """
+    if not sys.stderr.isatty():
+        machine.run("turku-agent-ping", *arguments)
+        return
+    done = run_to_end(
+        machine.command("turku-agent-ping", *arguments), subprocess.DEVNULL, errors=None
+    )
+    if done.returncode != 0:
+        raise TurkuError(f"turku-agent-ping failed with exit code {done.returncode}, see above.")
 
 
 def _print_snapshots(machine: Machine) -> None:
@@ -202,9 +223,10 @@ def _print_snapshots(machine: Machine) -> None:
 def _restore(
     story: Story, machine: Machine, name: str, snapshot: str, expected: Tree, target: Path
 ) -> None:
-    with story.step(name, f"Restoring snapshot {snapshot} to {target}") as result:
-        machine.run(
-            "turku-agent-ping", "--restore", "--source", SOURCE,
+    announcement = f"Restoring snapshot {snapshot} to {target}"
+    with story.step(name, announcement, shows_progress=True) as result:
+        _run_agent(
+            machine, "--restore", "--source", SOURCE,
             "--snapshot", snapshot, "--target", str(target),
         )  # fmt: skip
         result.append("restored")

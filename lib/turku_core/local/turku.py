@@ -27,6 +27,7 @@ from turku_core.storage.settings import Paths
 
 RUN_SECONDS = 3600.0
 _POLL_SECONDS = 0.02
+_END_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,45 @@ class Finished:
     errors: str
 
 
+def run_to_end(
+    command: Sequence[str], output: int | None, errors: int | None = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; when this process is interrupted, let it clean up first.
+
+    Args:
+        command: The program and its arguments.
+        output, errors: As `subprocess.Popen` takes them; None is where ours go.
+    """
+    process = subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        text=True,
+        errors="surrogateescape",
+    )
+    try:
+        said, complained = process.communicate(timeout=RUN_SECONDS)
+    except BaseException:
+        process.terminate()
+        try:
+            process.communicate(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        raise
+    return subprocess.CompletedProcess(
+        process.args, process.returncode, said or "", complained or ""
+    )
+
+
 def run_command(command: Sequence[str], *, check: bool = True) -> Finished:
     """Run a program to its end.
 
     Raises:
         TurkuError: It failed and `check` is true.
     """
-    done = subprocess.run(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        timeout=RUN_SECONDS,
-        check=False,
-    )
+    done = run_to_end(command, subprocess.PIPE)
     if check and done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).encode("utf-8", "replace").decode()
         raise TurkuError(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said}")

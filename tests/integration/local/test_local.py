@@ -160,10 +160,14 @@ def test_the_demo_brings_back_a_small_tree_and_cleans_up(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
-def test_the_demo_that_is_interrupted_cleans_up(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["Starting", "Registering", "The machine checks in"])
+def test_the_demo_that_is_interrupted_cleans_up(
+    folder: Path, moment: str, number: signal.Signals
+) -> None:
     source = folder / "source"
     source.mkdir()
-    (source / "file").write_text("content")
+    (source / "file").write_bytes(os.urandom(20_000_000))
     with subprocess.Popen(
         [program("turku-local"), "demo", "--source", str(source)],
         stdout=subprocess.PIPE,
@@ -173,9 +177,9 @@ def test_the_demo_that_is_interrupted_cleans_up(folder: Path) -> None:
     ) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
-            if line.startswith("Registering"):
+            if line.startswith(moment):
                 break
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         demo.communicate(timeout=END_SECONDS)
     assert demo.returncode == 130
     assert sorted(path.name for path in folder.iterdir()) == ["source"]
