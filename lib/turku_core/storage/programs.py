@@ -87,6 +87,8 @@ def run(
         ProgramMissing: It isn't installed.
         Cancelled: `cancelled` said so; the program is gone.
     """
+    if cancelled is not None and cancelled():
+        raise Cancelled("The session ended.")
     try:
         process = subprocess.Popen(
             command,

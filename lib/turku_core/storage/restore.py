@@ -138,11 +138,15 @@ def _no_such_source(catalogue: Catalogue, machine: str, source: str) -> NoSuchSn
 
 @contextmanager
 def open_snapshot(
-    chosen: Chosen, environment: Environment, paths: Sequence[str] = ()
+    chosen: Chosen,
+    environment: Environment,
+    paths: Sequence[str] = (),
+    cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[Path]:
     """Give the tree to restore from: the mirror itself where it still equals the snapshot.
 
-    `paths` are relative. Raises SourceBusy when the bare mirror is wanted while a pull changes it.
+    `paths` are relative. Raises SourceBusy when the bare mirror is wanted while a pull changes it,
+    and programs.Cancelled when `cancelled` says so while an archive is extracted.
     """
     folder, record = chosen.folder, chosen.record
     if record is None:
@@ -153,7 +157,8 @@ def open_snapshot(
         if folder.mirror.is_dir() and folder.state().mirror_id == record.id:
             yield folder.mirror
             return
-    with get_mode(record.mode, environment).open_for_restore(folder, record, paths) as tree:
+    mode = get_mode(record.mode, environment)
+    with mode.open_for_restore(folder, record, paths, cancelled) as tree:
         yield tree
 
 
@@ -243,18 +248,20 @@ def push(
         itemise=dry_run or on_change is not None,
         progress=on_progress is not None,
     )
-    with open_snapshot(chosen, environment, wanted) as tree:
-        _check_paths(chosen, tree, wanted)
-        command = make_push_command(tree, daemon, manner, selected=bool(wanted))
-        return _run(
-            command,
-            wanted,
-            manner,
-            env={"RSYNC_PASSWORD": daemon.password},
-            on_progress=on_progress,
-            on_change=on_change,
-            cancelled=cancelled,
-        )
+    try:
+        with open_snapshot(chosen, environment, wanted, cancelled) as tree:
+            _check_paths(chosen, tree, wanted)
+            return _run(
+                make_push_command(tree, daemon, manner, selected=bool(wanted)),
+                wanted,
+                manner,
+                env={"RSYNC_PASSWORD": daemon.password},
+                on_progress=on_progress,
+                on_change=on_change,
+                cancelled=cancelled,
+            )
+    except programs.Cancelled:
+        return Restored(False, "The session ended before everything was restored.", 0, 0)
 
 
 def restore_to_folder(
@@ -329,7 +336,7 @@ def wanted_paths(chosen: Chosen, paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_paths(chosen: Chosen, tree: Path, wanted: Sequence[str]) -> None:
-    missing = [path for path in wanted if not os.path.lexists(tree / path)]
+    missing = [path for path in wanted if not _is_in(tree, path)]
     if missing:
         names = ", ".join(fields.shown(path) for path in missing[:_NAMED_MAX])
         record = chosen.record
@@ -338,6 +345,21 @@ def _check_paths(chosen: Chosen, tree: Path, wanted: Sequence[str]) -> None:
             f"Snapshot {chosen.id} of source {chosen.folder.source!r} has no {names}; give paths "
             f"as they are below {root or 'the top folder of the source'}."
         )
+
+
+def _is_in(tree: Path, path: str) -> bool:
+    """Say whether a path is in a tree, by real folders alone.
+
+    Trees of the old layout hold real links, and one that a machine made must not lead its restore
+    out of its snapshot.
+    """
+    *folders, _ = path.split("/")
+    place = tree
+    for name in folders:
+        place = place / name
+        if place.is_symlink() or not place.is_dir():
+            return False
+    return os.path.lexists(tree / path)
 
 
 def _make_target(target: Path, *, into_filled_folder: bool, dry_run: bool) -> None:
@@ -372,10 +394,7 @@ def _run(
             changes.feed(block)
 
     names = b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in wanted)
-    try:
-        finished = programs.run(command, env=env, stdin=names, cancelled=cancelled, on_stdout=feed)
-    except programs.Cancelled:
-        return Restored(False, "The session ended before everything was restored.", 0, 0)
+    finished = programs.run(command, env=env, stdin=names, cancelled=cancelled, on_stdout=feed)
     outcome, message = classify(finished.code, finished.stderr.splitlines())
     counted = output.statistics()
     if outcome is Outcome.PARTIAL:

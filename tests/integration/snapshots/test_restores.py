@@ -94,6 +94,32 @@ def test_a_path_never_leads_out_of_the_snapshot(tmp_path: Path, path: str) -> No
         unit.restore("latest", tmp_path / "target", [path])
 
 
+def test_prior_art_01_a_link_in_an_old_tree_does_not_lead_a_restore_out(tmp_path: Path) -> None:
+    unit = make_unit(tmp_path)
+    unit.volume.path.joinpath(MACHINE, "docs.snapshots", "2026-01-01T00:00:00").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "file").write_text("not the machine's")
+    folder, record = unit.catalogue.listing().records[0]
+    (folder.tree(record.id) / "way out").symlink_to(tmp_path / "secret")
+    with pytest.raises(NoSuchSnapshot, match="way out"):
+        unit.restore(record.id, tmp_path / "target", ["way out/file"])
+    assert unit.restore(record.id, tmp_path / "whole").ok
+    assert (tmp_path / "whole" / "way out").is_symlink()
+
+
+def test_a_session_that_ends_ends_its_restore(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "borg")
+    (tmp_path / "machine").mkdir()
+    with serve(tmp_path / "machine", writable=True, module="turku-restore") as daemon:
+        done = restore.push(
+            choose(unit, "20260105T030000Z"), daemon, unit.environment, cancelled=lambda: True
+        )
+    assert not done.ok
+    assert "session ended" in done.message
+    place = unit.catalogue.open(MACHINE, "docs")
+    assert not any(name.startswith(".restore") for name in os.listdir(place.path))
+
+
 def test_prior_art_32_the_folder_to_restore_into_is_made(tmp_path: Path) -> None:
     unit, source = make_backups(tmp_path, "link-dest")
     target = tmp_path / "a" / "b" / "target"

@@ -24,7 +24,7 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -198,12 +198,16 @@ class Mode(ABC):
 
     @abstractmethod
     def open_for_restore(
-        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+        self,
+        folder: SourceFolder,
+        record: Record,
+        paths: Sequence[str] = (),
+        cancelled: Callable[[], bool] | None = None,
     ) -> AbstractContextManager[Path]:
         """Give a folder with the snapshot's tree (at least `paths`), metadata in fake-super's form.
 
         It must not be written to, and is gone after the context. Paths are relative, and
-        surrogateescape'd; one that isn't there is left out.
+        surrogateescape'd; one that isn't there is left out. Raises programs.Cancelled.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ import random
 import re
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import timezone
@@ -85,7 +85,11 @@ class Borg(Mode):
 
     @contextmanager
     def open_for_restore(
-        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+        self,
+        folder: SourceFolder,
+        record: Record,
+        paths: Sequence[str] = (),
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Path]:
         """Extract the archive beside the mirror, or as much of it as is wanted."""
         with folder.reading(self.reads):
@@ -94,7 +98,9 @@ class Borg(Mode):
             try:
                 command = make_extract_command(folder.repository, record, paths)
                 with _reading(folder) as held:
-                    extracted = self._run(folder, command, cwd=place, held=held)
+                    extracted = self._run(
+                        folder, command, cwd=place, held=held, cancelled=cancelled
+                    )
                 _check(folder, extracted, may_warn=bool(paths))
                 yield place / MIRROR
             finally:
@@ -210,6 +216,7 @@ class Borg(Mode):
         *,
         cwd: Path | None = None,
         held: int | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> programs.Finished:
         base = self.environment.state_folder / "borg"
         owner = programs.owner_of(folder.machine_path)
@@ -222,6 +229,7 @@ class Borg(Mode):
             hold=() if held is None else (held,),
             nice=True,
             identity=owner,
+            cancelled=cancelled,
         )
 
     def _checked(

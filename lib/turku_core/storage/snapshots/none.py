@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,11 @@ class Nothing(Mode):
 
     @contextmanager
     def open_for_restore(
-        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+        self,
+        folder: SourceFolder,
+        record: Record,
+        paths: Sequence[str] = (),
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Path]:
         """Give the mirror, if it is still what it was."""
         with folder.reading(self.reads):

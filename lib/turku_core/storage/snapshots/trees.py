@@ -7,7 +7,7 @@ import os
 import random
 import stat
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,11 @@ class TreeMode(Mode):
 
     @contextmanager
     def open_for_restore(
-        self, folder: SourceFolder, record: Record, paths: Sequence[str] = ()
+        self,
+        folder: SourceFolder,
+        record: Record,
+        paths: Sequence[str] = (),
+        cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Path]:
         """Give the tree itself."""
         with folder.reading(self.reads):
