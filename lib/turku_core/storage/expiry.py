@@ -364,6 +364,9 @@ def run(
     changes: list[Change] = []
     held: list[str] = []
     problems: list[str] = list(catalogue.volumes.problems())
+    volumes = [] if dry_run else catalogue.volumes.mounted()
+    for volume in volumes:
+        catalogue.volumes.release_reserve(volume)
     for folders in _by_source(catalogue.folders(machine, source)):
         label = folders[0].label
         try:
@@ -373,6 +376,8 @@ def run(
         except (TurkuError, OSError, ValueError) as error:
             problems.append(f"{label}: {error}")
             logger.error("%s: expiry failed: %s", label, error)
+    for volume in volumes:
+        catalogue.volumes.keep_reserve(volume)
     return ExpiryReport(tuple(changes), tuple(held), tuple(problems))
 
 

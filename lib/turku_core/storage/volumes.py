@@ -25,7 +25,13 @@ from turku_core.errors import TryAgainLater, TurkuError
 logger = logging.getLogger(__name__)
 
 MARKER = ".turku-volume"
+RESERVE = ".turku-reserve"
+"""A file that takes up some room until a full volume needs it to expire snapshots."""
+
 _MIB = 1024 * 1024
+_RESERVE_BYTES = (128 * _MIB, 512 * _MIB)
+_RESERVE_SHARE = 0.05
+_RESERVE_SHARE_MAX = 0.15
 
 
 class VolumeError(TurkuError):
@@ -201,6 +207,36 @@ class Volumes:
             )
         return random.SystemRandom().choices(accepting, weights)[0]
 
+    def keep_reserve(self, volume: Volume) -> None:
+        """Set some room aside, while there is plenty; see `release_reserve`."""
+        space = self.space(volume)
+        size = _reserve_size(space)
+        file = volume.path / RESERVE
+        if file.exists() or space.available < 4 * size or space.used_pct >= volume.high_water_pct:
+            return
+        temporary = file.with_name(f"{RESERVE}.tmp")
+        try:
+            with temporary.open("wb") as opened:
+                os.posix_fallocate(opened.fileno(), 0, size)
+            temporary.rename(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            logger.warning("volume %s: no room could be set aside: %s", volume.name, error)
+
+    def release_reserve(self, volume: Volume) -> bool:
+        """Give the room that was set aside to a volume that is all but full; say whether.
+
+        Nothing can be removed from a file system without any room: not even a record can say so,
+        and borg needs to write before it can free (check_free_space in borg/repository.py).
+        """
+        space = self.space(volume)
+        file = volume.path / RESERVE
+        if space.available >= _reserve_size(space) or not file.exists():
+            return False
+        file.unlink()
+        logger.warning("volume %s is full: the room that was set aside is used now", volume.name)
+        return True
+
     @property
     def _registry(self) -> Path:
         return self.state_folder / "volumes.json"
@@ -251,6 +287,12 @@ class Volumes:
         logger.info(
             "volume %s at %s is used for the first time: %s", volume.name, volume.path, marker
         )
+
+
+def _reserve_size(space: Space) -> int:
+    least, most = _RESERVE_BYTES
+    wanted = min(max(least, int(space.total * _RESERVE_SHARE)), most)
+    return min(wanted, int(space.total * _RESERVE_SHARE_MAX))
 
 
 def _user() -> str:

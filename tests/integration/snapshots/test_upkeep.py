@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tests.integration.snapshots.support import DAY, MACHINE, START, Unit, make_
 from turku_core.storage import expiry, verification
 from turku_core.storage.catalogue import Record, SourceFolder
 from turku_core.storage.snapshots import converge, get_mode
-from turku_core.storage.volumes import Volumes
+from turku_core.storage.volumes import RESERVE, Volumes
 
 GRACE = timedelta(days=7)
 
@@ -242,3 +244,32 @@ def test_the_old_layout_is_restored_verified_and_expired_with_the_new(tmp_path: 
     expire(unit, 12)
     assert unit.ids() == ["20260105T030000Z", "20260106T030000Z", "20260107T030000Z"]
     assert [name for name in os.listdir(old) if not name.startswith(".")] == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", ["borg", "link-dest"])
+def test_prior_art_19_a_volume_without_a_byte_left_heals(tmp_path: Path, mode: str) -> None:
+    place, source = tmp_path / "small", tmp_path / "source"
+    place.mkdir()
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900m", "none", place], check=True)
+    try:
+        unit = make_unit(tmp_path, place)
+        with serve(source) as daemon:
+            for number in range(6):
+                (source / "file").write_bytes(os.urandom(4 * 1024 * 1024))
+                at = START + number * DAY
+                unit.back_up(daemon, mode, at=at, retention="last 1 snapshots")
+        expire(unit, 5.1)
+        assert (place / RESERVE).exists()
+        with (place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(65536))
+        assert os.statvfs(place).f_bavail == 0
+        report = expire(unit, 13)
+        assert report.problems == ()
+        assert [state for _, state in states(report)] == ["removed"] * 3
+        assert len(unit.ids()) == 3
+        assert os.statvfs(place).f_bavail * os.statvfs(place).f_frsize > 12 * 1024 * 1024
+    finally:
+        subprocess.run(["umount", place], check=True)

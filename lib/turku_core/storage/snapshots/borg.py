@@ -29,6 +29,10 @@ _READER_LOCK_SECONDS = 600
 _WRITER_LOCK_SECONDS = 6 * 3600
 """A long restore from the repository holds a commit up, and doesn't make it fail."""
 
+_SEGMENT_BYTES = str(64 * 1024 * 1024)
+"""borg wants room for one more segment before it removes anything; by default they are of 500 MiB.
+"""
+
 _WARNING = 1
 _REPORTED_MAX = 600
 
@@ -206,6 +210,8 @@ class Borg(Mode):
         half_made = folder.repository.with_name(".borg.new")
         programs.remove_tree(half_made)
         command = ["borg", "init", "--encryption", "none", *_common(), os.fspath(half_made)]
+        self._checked(folder, command, held=held)
+        command = ["borg", "config", os.fspath(half_made), "max_segment_size", _SEGMENT_BYTES]
         self._checked(folder, command, held=held)
         half_made.rename(folder.repository)
 
