@@ -116,20 +116,18 @@ def _start(program: str, folder: Path, keys: Path, user: str, match_block: str) 
                 [program, "-D", "-e", "-f", str(configuration)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        if _answers(process, port):
+        if _listens(process, folder / "log"):
             return Sshd(folder, port, user, keys, process)
         process.kill()
         process.wait()
     raise AssertionError((folder / "log").read_text())
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def _listens(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until this very sshd listens: another's may have taken the port in the meantime."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((ADDRESS, port), timeout=5) as s,
-        ):
-            return s.recv(4) == b"SSH-"
+        if "Server listening on" in log.read_text(errors="replace"):
+            return True
         time.sleep(0.02)
     return False

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.sshd import Sshd, free_port, running_sshd
+from tests.support.sshd import Sshd, running_sshd
 from tests.support.stand_in_api import StandInApi, running_api
 
 SECONDS = 60
@@ -36,6 +37,7 @@ class Unit:
     sshd: Sshd
     api: StandInApi
     volume: Path
+    clients: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def state(self) -> Path:
@@ -166,12 +168,11 @@ class Machine:
     @contextlib.contextmanager
     def daemon(self, **modules: Path) -> Iterator[None]:
         """Run its rsync daemon; a module ``turku_restore`` is the writable one."""
-        self.port = free_port()
         self.login = {"username": secrets.token_hex(8), "password": secrets.token_hex(16)}
         passwords = self.folder / "secrets"
         passwords.write_text(f"{self.login['username']}:{self.login['password']}\n")
         passwords.chmod(0o600)
-        lines = ["address = 127.0.0.1", f"port = {self.port}", "use chroot = no", "list = no"]
+        lines = ["use chroot = no", "list = no"]
         if os.geteuid() == 0:
             lines += ["uid = 0", "gid = 0"]
         for name, path in (modules or {"docs": self.data}).items():
@@ -185,16 +186,8 @@ class Machine:
             ]
         configuration = self.folder / "rsyncd.conf"
         configuration.write_text("\n".join(lines) + "\n")
-        process = subprocess.Popen(
-            ["rsync", "--daemon", "--no-detach", f"--config={configuration}"],
-            stdin=subprocess.DEVNULL,
-        )
-        try:
-            wait_for(lambda: _answers(self.port))
+        with _serving(["rsync", "--daemon", f"--config={configuration}"]) as self.port:
             yield
-        finally:
-            process.terminate()
-            process.wait()
 
     def connect(self) -> Connection:
         """Open an SSH session with a tunnel of the unit's sshd's choice."""
@@ -257,6 +250,7 @@ class Connection:
             [*machine.unit.sshd.client_command(key, options), "turku-ping-remote"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        machine.unit.clients.append(self.process)
         self.port: int | None = None
         if options:
             assert self.process.stderr is not None
@@ -310,10 +304,36 @@ def wait_for(condition: Any, seconds: float = SECONDS) -> None:
         time.sleep(0.05)
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
+@contextlib.contextmanager
+def _serving(command: list[str]) -> Iterator[int]:
+    """Run a command for each connection, as inetd does, and yield the port."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    children.append(
+                        subprocess.Popen(
+                            command,
+                            stdin=connection.fileno(),
+                            stdout=connection.fileno(),
+                            stderr=subprocess.DEVNULL,
+                        )
+                    )
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(SECONDS)
+            for child in children:
+                child.kill()
+                child.wait()
 
 
 @pytest.fixture
@@ -337,8 +357,20 @@ def unit(api: StandInApi) -> Iterator[Unit]:
             made = Unit(root, sshd, api, volume)
             made.configure()
             yield made
+            for client in made.clients:
+                client.kill()
+                client.communicate()
     finally:
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which a session whose client was killed may still write its last."""
+    deadline = time.monotonic() + SECONDS
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        assert time.monotonic() < deadline, f"{folder} can't be removed"
+        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -336,7 +336,7 @@ def test_a_full_state_folder_is_said_and_costs_nothing_but_the_report(
     with machine.daemon(docs=machine.data, gone=machine.folder / "not-there"):
         sources = machine.logins("docs", "gone")
         spoken = machine.ask({"action": "checkin", "sources": sources})
-    assert (spoken.outcome("gone"), spoken.outcome("docs")) == ("failed", "received")
+    assert (spoken.outcome("gone"), spoken.outcome("docs")) == ("failed", "received"), spoken
     assert "can't be reported" in unit.log
 
 

@@ -268,7 +268,8 @@ def run_dropping(unit: Unit, script: str, *arguments: str) -> str:
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said.read_text()
+    fared = unit.state / "worker.json"
+    assert os.waitstatus_to_exitcode(status) == 0, (said.read_text(), fared.read_text())
     return said.read_text()
 
 
