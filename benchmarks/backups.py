@@ -13,7 +13,7 @@ from benchmarks.tree import change_one_percent, make_tree
 from turku_core.local.layout import distribution_program
 from turku_core.local.turku import LocalTurku, Machine
 
-ROUNDS = 3
+ROUNDS = 4
 _SOURCE = "tree"
 _ALLOWANCE_SECONDS = 0.5
 
@@ -51,8 +51,9 @@ class BareRsync:
 class Measurements:
     """The seconds of every round, by what was measured and by whom."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, settle: Callable[[], None]) -> None:
+        """Begin with nothing; `settle` waits until nothing goes on in the background."""
+        self._settle = settle
         self.ours: dict[str, list[float]] = {}
         self.bare: dict[str, list[float]] = {}
 
@@ -63,6 +64,7 @@ class Measurements:
         pair = [(self.ours, "ours", ours), (self.bare, "bare rsync", bare)]
         for seconds, who, command in pair if ours_first else reversed(pair):
             took = measure(command).seconds
+            self._settle()
             seconds.setdefault(what, []).append(took)
             say(f"{what}, {who}: {took:.2f} s")
 
@@ -70,14 +72,15 @@ class Measurements:
 def measure_backups(turku: LocalTurku, folder: Path, say: Say) -> list[Row]:
     """Measure a first backup, one of an unchanged and of a changed tree, and a restore.
 
-    Each round is a new machine with a new source; who goes first alternates.
+    Each round is a new machine with a new source. Who goes first alternates, and snapshots are
+    made between the measurements: they are not what a machine is held for.
     """
     tree, copies = folder / "tree", folder / "copies"
     copies.mkdir()
     say("making a tree of 30,000 small files and 1 GiB in large ones")
     make_tree(tree)
     rsync = BareRsync(turku)
-    measurements = Measurements()
+    measurements = Measurements(turku.wait_until_committed)
     for turn in range(ROUNDS):
         machine = turku.add_machine(
             f"bench-{turn}", {_SOURCE: {"path": str(tree), "frequency": "daily"}}
@@ -102,7 +105,6 @@ def _measure_round(
 
     def side_by_side(what: str, ours: list[str], bare: list[str]) -> None:
         measurements.side_by_side(what, ours, bare, ours_first=turn % 2 == 0, say=say)
-        turku.wait_until_committed()
 
     side_by_side("first backup", ours, bare)
     turku.backup_now(machine)
