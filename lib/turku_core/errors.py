@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 DONE = 0
 FAILED = 1
 BAD_USAGE = 2
@@ -25,3 +27,28 @@ class TryAgainLater(TurkuError):
     """Nothing is wrong, but not now: the other side is busy, paused or not ready yet."""
 
     exit_code = TRY_AGAIN_LATER
+
+
+class LanguageError(ValueError):
+    """A text that isn't of the language that it should be of: a schedule, a retention policy.
+
+    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
+    `expected` says what should have been there.
+    """
+
+    language: ClassVar[str]
+    """What the text should have been, as the message begins."""
+
+    def __init__(self, text: str, column: int, found: str, expected: str) -> None:
+        self.text = text
+        self.column = column
+        self.expected = expected
+        what = f"{_shortened(found)} is not understood" if found else "something is missing"
+        super().__init__(
+            f"{self.language} {_shortened(text)}, column {column}: {what}; expected {expected}"
+        )
+
+
+def _shortened(text: str) -> str:
+    """`text` in quotes, and no longer than a line of a terminal bears."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -27,6 +27,8 @@ from datetime import date, datetime, timezone
 from difflib import get_close_matches
 from typing import Protocol
 
+from turku_core.errors import LanguageError
+
 UTC = timezone.utc
 
 UNITS = ("day", "week", "fortnight", "month", "quarter", "year")
@@ -39,26 +41,10 @@ FIRST_FORTNIGHT = date(1970, 1, 5)
 LARGEST_NUMBER = 99_999
 
 
-class RetentionError(ValueError):
-    """A text that isn't a retention policy.
+class RetentionError(LanguageError):
+    """A text that isn't a retention policy."""
 
-    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
-    `expected` says what should have been there.
-    """
-
-    def __init__(self, text: str, column: int, found: str, expected: str) -> None:
-        self.text = text
-        self.column = column
-        self.expected = expected
-        what = f"{_shortened(found)} is not understood" if found else "something is missing"
-        super().__init__(
-            f"retention policy {_shortened(text)}, column {column}: {what}; expected {expected}"
-        )
-
-
-def _shortened(text: str) -> str:
-    """`text` in quotes, and no longer than a line of a terminal bears."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    language = "retention policy"
 
 
 class _Rule(Protocol):

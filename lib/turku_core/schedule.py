@@ -39,6 +39,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from turku_core import cron
+from turku_core.errors import LanguageError
 
 UTC = timezone.utc
 
@@ -60,26 +61,10 @@ FIRST_PAUSE = timedelta(minutes=5)
 LONGEST_PAUSE = timedelta(hours=1)
 
 
-class ScheduleError(ValueError):
-    """A text that isn't a schedule.
+class ScheduleError(LanguageError):
+    """A text that isn't a schedule."""
 
-    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
-    `expected` says what should have been there.
-    """
-
-    def __init__(self, text: str, column: int, found: str, expected: str) -> None:
-        self.text = text
-        self.column = column
-        self.expected = expected
-        what = f"{_shortened(found)} is not understood" if found else "something is missing"
-        super().__init__(
-            f"schedule {_shortened(text)}, column {column}: {what}; expected {expected}"
-        )
-
-
-def _shortened(text: str) -> str:
-    """`text` in quotes, and no longer than a line of a terminal bears."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    language = "schedule"
 
 
 # Instants and the local calendar
