@@ -23,7 +23,6 @@ from turku_core.storage.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
-API_SECONDS = (10.0, 60.0)
 LOG_BYTES_MAX = 8 * 1024 * 1024
 _SYSLOG = Path("/dev/log")
 
@@ -95,7 +94,6 @@ def _make_session(
         request=request,
         catalogue=make_catalogue(settings),
         environment=Environment(settings.paths.state),
-        client=settings.make_client(API_SECONDS),
         voice=voice,
         lifeline=lifeline,
         clock=clock,

@@ -16,7 +16,6 @@ from datetime import datetime
 
 from turku_core import fields
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, TurkuError
-from turku_core.protocol.client import Client
 from turku_core.protocol.messages import (
     BackupResult,
     FormerMachine,
@@ -24,25 +23,25 @@ from turku_core.protocol.messages import (
     SourceUpdate,
     restore_from_json,
 )
-from turku_core.storage.catalogue import Catalogue, SourceFolder
+from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.lifeline import Lifeline
 from turku_core.storage.listeners import find_tunnel, read_listeners
 from turku_core.storage.mirror import Daemon, Outcome, PullOptions, Received, pull
 from turku_core.storage.queue import Job, Queue
+from turku_core.storage.registration import AnswerNotValid
 from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.session_request import Login, Request
 from turku_core.storage.settings import Settings
 from turku_core.storage.slots import hold_slot
 from turku_core.storage.snapshots import Environment, Taken, get_mode, resolve_mode
+from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.voice import Voice
 
 logger = logging.getLogger(__name__)
 
 CALL = "storage_ping_checkin"
-
-
-class SessionRefused(TurkuError):
-    """The session can't go on as it was asked for."""
+API_SECONDS = (10.0, 60.0)
+"""To connect, and without a byte of the answer."""
 
 
 class VolumeTrouble(TurkuError):
@@ -78,7 +77,6 @@ class Session:
     request: Request
     catalogue: Catalogue
     environment: Environment
-    client: Client
     voice: Voice
     lifeline: Lifeline
     clock: Callable[[], datetime]
@@ -114,10 +112,11 @@ def ask_api(session: Session) -> Permission:
 
     Raises:
         ApiUnreachable, ApiRefused, ApiNotFound, ApiInvalid: Its answer, or none.
-        SessionRefused: The answer can't be used.
+        AnswerNotValid: The answer can't be used.
+        ConfigurationError: It isn't known where the API is, or who this unit is.
     """
     login = session.settings.login
-    answer = session.client.call(
+    answer = session.settings.make_client(API_SECONDS).call(
         CALL,
         {
             "storage": {"name": login.name, "secret": login.secret},
@@ -128,7 +127,7 @@ def ask_api(session: Session) -> Permission:
     try:
         return parse_permission(answer, session.machine)
     except fields.FieldError as error:
-        raise SessionRefused(f"The API's answer to {CALL} can't be used: {error}.") from error
+        raise AnswerNotValid(f"The API's answer to {CALL} can't be used: {error}.") from error
 
 
 def parse_permission(answer: Mapping[str, object], machine: str) -> Permission:

@@ -11,28 +11,35 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from turku_core.errors import DONE, FAILED
+from turku_core.errors import DONE, FAILED, ConfigurationError, TurkuError
 from turku_core.protocol.client import ApiUnreachable
-from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.mirror import Daemon
 from turku_core.storage.privileges import find_owner
+from turku_core.storage.records import Record
+from turku_core.storage.registration import AnswerNotValid
 from turku_core.storage.restore import Manner, choose_snapshot, make_push_command, push
-from turku_core.storage.session import Permission, Session, SessionRefused, ask_api
+from turku_core.storage.session import Permission, Session, ask_api
 from turku_core.storage.session_request import RESTORE_MODULE, Login, Request, RestoreWish
 from turku_core.storage.slots import RESTORE, hold_slot
+from turku_core.storage.source_folder import SourceFolder
 
 logger = logging.getLogger(__name__)
+
+
+class SessionRefused(TurkuError):
+    """The session can't go on as it was asked for."""
 
 
 def ask_for_restore(session: Session) -> Permission:
     """Ask the API whose snapshots the machine may see; without the API, its own.
 
-    A lost API must not keep a machine from its data: its key was let in, and its own snapshots
-    need nobody's word. Another machine's do, in this very session.
+    A lost API, or one that makes no sense, must not keep a machine from its data: its key was let
+    in, and its own snapshots need nobody's word. Another machine's do, in this very session.
     """
     try:
         return ask_api(session)
-    except ApiUnreachable as error:
+    except (ApiUnreachable, AnswerNotValid, ConfigurationError) as error:
         logger.warning(
             "machine %s: the API can't be reached; its own snapshots only: %s",
             session.machine, error,

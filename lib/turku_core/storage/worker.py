@@ -30,16 +30,11 @@ from turku_core.errors import DONE, FAILED, TryAgainLater, TurkuError
 from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import RunningSession, SnapshotState, SourceUpdate
 from turku_core.storage import expiry, slots, verification
-from turku_core.storage.catalogue import (
-    Catalogue,
-    NoSuchSnapshot,
-    Record,
-    SourceBusy,
-    SourceFolder,
-)
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.commits import do_job, recover_jobs
 from turku_core.storage.lifeline import kill_children
 from turku_core.storage.queue import Queue
+from turku_core.storage.records import Record
 from turku_core.storage.registration import (
     Known,
     link_machine,
@@ -49,6 +44,7 @@ from turku_core.storage.registration import (
 from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
+from turku_core.storage.source_folder import SourceBusy, SourceFolder
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +271,7 @@ class Worker:
     def run(self) -> int:
         """Run until a signal asks to stop; return the exit code."""
         with _signals(self._stop) as asked, worker_lock(self._settings.paths.worker_lock):
-            self.recover_round()
+            self._round("recover", self.recover_round)
             threads = [
                 threading.Thread(target=self._loop, args=each, name=each[0], daemon=True)
                 for each in self._loops()

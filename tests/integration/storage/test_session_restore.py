@@ -135,6 +135,13 @@ def test_a_lost_api_does_not_keep_a_machine_from_its_own_data_but_ends_grants(
     assert restore(new, new.folder / "t", source="docs", machine=backed_up.uuid).code == 1
 
 
+def test_an_api_that_makes_no_sense_is_as_good_as_lost(unit: Unit, backed_up: Machine) -> None:
+    unit.api.answers["storage_ping_checkin"] = {"machine": "what?"}
+    assert restore(backed_up, backed_up.folder / "target", source="docs").code == 0
+    unit.configure(api_ca_certificate="/nonexistent/ca.crt")
+    assert restore(backed_up, backed_up.folder / "again", source="docs").code == 0
+
+
 def test_a_machine_that_the_api_refuses_restores_nothing(unit: Unit, backed_up: Machine) -> None:
     unit.api.answers["storage_ping_checkin"] = (403, "Bad credentials")
     spoken = restore(backed_up, backed_up.folder / "t", source="docs")
