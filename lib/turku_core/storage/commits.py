@@ -9,10 +9,12 @@ from datetime import datetime, timedelta
 
 from turku_core.errors import TurkuError
 from turku_core.protocol.messages import BackupResult, SourceUpdate
-from turku_core.storage.catalogue import Catalogue, Record, SourceBusy, SourceFolder
+from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.queue import ATTEMPTS_MAX, Claim, Job, Queue
+from turku_core.storage.records import Record
 from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.snapshots import Environment, FrozenStateLost, commit, get_mode
+from turku_core.storage.source_folder import SourceBusy, SourceFolder
 
 logger = logging.getLogger(__name__)
 

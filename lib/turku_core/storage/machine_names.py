@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turku_core import fields
 from turku_core.errors import TurkuError
-from turku_core.storage.catalogue import readable_name
+from turku_core.storage.links import readable_name
 from turku_core.storage.registration import read_known
 from turku_core.storage.settings import Paths
 

@@ -20,13 +20,14 @@ from turku_core.commandline import (
 )
 from turku_core.errors import DONE, FAILED, TurkuError
 from turku_core.storage import expiry, slots, verification
-from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot, Record
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.listeners import find_tunnel, read_listeners
 from turku_core.storage.machine_names import find_machine, read_names
 from turku_core.storage.mirror import Daemon
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.privileges import Owner, acting_as
 from turku_core.storage.queue import Queue
+from turku_core.storage.records import Record
 from turku_core.storage.reports import Spool
 from turku_core.storage.restore import (
     Chosen,

@@ -22,7 +22,8 @@ from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import AssignedMachine, RunningSession, StorageConfig
 from turku_core.storage import authorized_keys
-from turku_core.storage.catalogue import Catalogue, readable_name
+from turku_core.storage.catalogue import Catalogue
+from turku_core.storage.links import readable_name
 from turku_core.storage.privileges import find_owner
 from turku_core.storage.settings import Paths, Settings, read_host_keys
 

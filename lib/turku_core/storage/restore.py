@@ -13,14 +13,7 @@ from pathlib import Path
 from turku_core import fields
 from turku_core.errors import TurkuError
 from turku_core.storage import programs
-from turku_core.storage.catalogue import (
-    MIRROR,
-    Catalogue,
-    NoSuchSnapshot,
-    Readable,
-    Record,
-    SourceFolder,
-)
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.mirror import (
     CONNECT_SECONDS,
     IO_SECONDS,
@@ -30,7 +23,9 @@ from turku_core.storage.mirror import (
     Output,
     classify,
 )
+from turku_core.storage.records import Record
 from turku_core.storage.snapshots import Environment, get_mode
+from turku_core.storage.source_folder import MIRROR, Readable, SourceFolder
 
 _NAMED_MAX = 20
 _CHANGES_MAX = 10_000

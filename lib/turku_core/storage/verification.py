@@ -14,10 +14,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from turku_core.storage import programs
-from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot, Record, SourceFolder
+from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
+from turku_core.storage.records import Record
 from turku_core.storage.restore import restore_tree
 from turku_core.storage.snapshots import Environment, Mode, SnapshotError, get_mode
 from turku_core.storage.snapshots.trees import digest_of_file
+from turku_core.storage.source_folder import SourceFolder
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from turku_core.storage import mirror, restore
-from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.mirror import Daemon, PullOptions, Received
+from turku_core.storage.records import Record
 from turku_core.storage.snapshots import Environment, Taken, commit, get_mode, remove
+from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import Volume, Volumes
 
 MACHINE = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"

@@ -13,8 +13,9 @@ import pytest
 
 from tests.integration.snapshots.support import DAY, MACHINE, START, Unit, make_unit, serve
 from turku_core.storage import expiry, verification
-from turku_core.storage.catalogue import Record, SourceFolder
+from turku_core.storage.records import Record
 from turku_core.storage.snapshots import converge, get_mode
+from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import RESERVE, Volumes
 
 GRACE = timedelta(days=7)

@@ -11,18 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from turku_core.storage.catalogue import (
-    Catalogue,
-    Pending,
-    Readable,
-    Record,
-    SourceBusy,
-    SourceFolder,
-    SourceState,
-    file_name,
-    readable_name,
-    time_of_id,
-)
+from turku_core.storage.catalogue import Catalogue
+from turku_core.storage.links import file_name, readable_name
+from turku_core.storage.records import Pending, Record, SourceState, time_of_id
+from turku_core.storage.source_folder import Readable, SourceBusy, SourceFolder
 from turku_core.storage.volumes import Volume, VolumeNotMounted, Volumes
 
 MACHINE = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"

@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turku_core.retention import Policy
-from turku_core.storage.catalogue import Record
-from turku_core.storage.expiry import (
-    ClockState,
-    Decision,
-    Reading,
-    decide,
-    judge_clock,
-)
+from turku_core.storage.clock import ClockState, Reading, judge_clock
+from turku_core.storage.expiry import Decision, decide
+from turku_core.storage.records import Record
 
 DAY = timedelta(days=1)
 GRACE = timedelta(days=7)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from turku_core.storage.catalogue import Record
 from turku_core.storage.mirror import Daemon
+from turku_core.storage.records import Record
 from turku_core.storage.restore import Manner, make_local_command, make_push_command
 from turku_core.storage.snapshots.borg import (
     make_check_command,

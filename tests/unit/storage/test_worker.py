@@ -16,10 +16,12 @@ from turku_core.errors import TurkuError
 from turku_core.protocol.client import ApiRefused
 from turku_core.protocol.messages import BackupResult, SourceUpdate
 from turku_core.storage import expiry, verification
-from turku_core.storage.catalogue import Catalogue, Record, SourceFolder
+from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.expiry import Change, ExpiryReport
+from turku_core.storage.records import Record
 from turku_core.storage.reports import Report, Spool
 from turku_core.storage.settings import Settings, read_settings
+from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import Volume, Volumes
 from turku_core.storage.worker import (
     VERIFY_IDLE_SECONDS,

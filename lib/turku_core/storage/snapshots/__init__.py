@@ -33,16 +33,10 @@ from typing import ClassVar
 
 from turku_core.errors import TryAgainLater, TurkuError
 from turku_core.storage import programs
-from turku_core.storage.catalogue import (
-    Catalogue,
-    Condition,
-    Pending,
-    Readable,
-    Record,
-    SourceFolder,
-    rebuilt_record,
-)
+from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Target
+from turku_core.storage.records import Pending, Record
+from turku_core.storage.source_folder import Readable, SourceFolder
 
 logger = logging.getLogger(__name__)
 

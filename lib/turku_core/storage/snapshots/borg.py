@@ -21,9 +21,10 @@ from typing import Any
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import programs
-from turku_core.storage.catalogue import MIRROR, SNAPSHOT_ID, Pending, Record, SourceFolder
 from turku_core.storage.mirror import Target
+from turku_core.storage.records import SNAPSHOT_ID, Pending, Record
 from turku_core.storage.snapshots import Mode, SnapshotError
+from turku_core.storage.source_folder import MIRROR, SourceFolder
 
 _READER_LOCK_SECONDS = 600
 _WRITER_LOCK_SECONDS = 6 * 3600

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from turku_core.storage import programs
-from turku_core.storage.catalogue import Pending, Record, SourceFolder
 from turku_core.storage.mirror import Target
+from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import SnapshotError
 from turku_core.storage.snapshots.trees import TreeMode
+from turku_core.storage.source_folder import SourceFolder
 
 _SUBVOLUME_ROOT_INODE = 256
 

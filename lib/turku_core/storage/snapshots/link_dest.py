@@ -14,9 +14,10 @@ from pathlib import Path
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import programs
-from turku_core.storage.catalogue import Pending, Record, SourceFolder
 from turku_core.storage.mirror import Target
+from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots.trees import TreeMode
+from turku_core.storage.source_folder import SourceFolder
 
 _BROKEN_OFF = re.compile(r"mirror\.broken-off-(\d+)")
 _BROKEN_OFF_MAX = 3

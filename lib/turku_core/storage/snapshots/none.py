@@ -9,10 +9,11 @@ from pathlib import Path
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import manifest, programs
-from turku_core.storage.catalogue import Pending, Readable, Record, SourceFolder
 from turku_core.storage.mirror import Target
+from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import Mode, SnapshotError
 from turku_core.storage.snapshots.trees import sample_of_tree
+from turku_core.storage.source_folder import Readable, SourceFolder
 
 
 class Nothing(Mode):

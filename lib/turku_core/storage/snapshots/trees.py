@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from turku_core.storage import manifest
-from turku_core.storage.catalogue import Pending, Record, SourceFolder, time_of_id
+from turku_core.storage.records import Pending, Record, time_of_id
 from turku_core.storage.snapshots import Mode, SnapshotError
+from turku_core.storage.source_folder import SourceFolder
 
 
 class TreeMode(Mode):

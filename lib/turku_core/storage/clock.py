@@ -1,0 +1,123 @@
+"""The clock, and whether it can be trusted: expiry must not act on one that has jumped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from turku_core.configuration import write_durably
+from turku_core.storage import programs
+from turku_core.storage.records import from_json, to_json
+
+logger = logging.getLogger(__name__)
+
+_CLOCK_TOLERANCE = timedelta(hours=1)
+_CLOCK_UNSEEN_MAX = timedelta(days=7)
+_CLOCK_TRUSTED_AFTER_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The clock as it was seen: `uptime` is CLOCK_BOOTTIME in seconds, which no one can set."""
+
+    at: datetime
+    boot_id: str
+    uptime: float
+
+
+@dataclass(frozen=True)
+class ClockState:
+    """What is known of the clock; kept in `var/lib/turku-storage/clock.json`.
+
+    `trusted` was read when all was well, `last` is the last reading. `consistent_seconds` is for
+    how long it has gone evenly since it jumped, and `problem` says how it jumped.
+    """
+
+    trusted: Reading
+    last: Reading
+    consistent_seconds: float = 0.0
+    problem: str | None = None
+
+
+def judge_clock(state: ClockState | None, reading: Reading) -> ClockState:
+    """Compare a reading of the clock with what is known of it; pure.
+
+    A clock is trusted while it goes as evenly as the uptime, over restarts when it hasn't gone back
+    nor further ahead than a week. One that jumped is trusted again when it is back in step, or has
+    gone evenly for a week.
+    """
+    if state is None:
+        return ClockState(reading, reading)
+    jump = _jump(state.trusted, reading)
+    if jump is None:
+        return ClockState(reading, reading)
+    if _jump(state.last, reading) is None and state.problem is not None:
+        same_boot = state.last.boot_id == reading.boot_id
+        gone = reading.uptime - (state.last.uptime if same_boot else 0.0)
+        seconds = state.consistent_seconds + max(gone, 0.0)
+        if seconds >= _CLOCK_TRUSTED_AFTER_SECONDS:
+            return ClockState(reading, reading)
+        return ClockState(state.trusted, reading, seconds, state.problem)
+    return ClockState(state.trusted, reading, 0.0, jump)
+
+
+def _jump(earlier: Reading, later: Reading) -> str | None:
+    """Say how the clock jumped between two readings, or None if it didn't."""
+    gone = later.at - earlier.at
+    if earlier.boot_id == later.boot_id:
+        expected = timedelta(seconds=later.uptime - earlier.uptime)
+        if abs(gone - expected) <= _CLOCK_TOLERANCE:
+            return None
+        way = "ahead" if gone > expected else "back"
+        return (
+            f"the clock jumped {way} to {later.at:%Y-%m-%d %H:%M} (by {abs(gone - expected)}); "
+            "it is trusted again after a week of going evenly, or when it is back in step."
+        )
+    if gone < -_CLOCK_TOLERANCE:
+        return (
+            f"the clock went back from {earlier.at:%Y-%m-%d %H:%M} to {later.at:%Y-%m-%d %H:%M}; "
+            "it is trusted again after a week of going evenly, or when it is back in step."
+        )
+    if gone > _CLOCK_UNSEEN_MAX:
+        return (
+            f"this storage unit wasn't running since {earlier.at:%Y-%m-%d %H:%M}, or its clock "
+            f"jumped to {later.at:%Y-%m-%d %H:%M}; it is trusted after a week of going evenly."
+        )
+    return None
+
+
+def observe_clock(state_folder: Path, now: datetime) -> str | None:
+    """Remember durably that it is `now`; return why the clock can't be trusted, or None.
+
+    To be called by the worker at least daily, better hourly; `run` does it too.
+    """
+    file = state_folder / "clock.json"
+    reading = Reading(now, programs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    state = judge_clock(_read_clock(file), reading)
+    values = {
+        **to_json(state),
+        "trusted": to_json(state.trusted),
+        "last": to_json(state.last),
+    }
+    write_durably(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    return state.problem
+
+
+def _read_clock(file: Path) -> ClockState | None:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        trusted, last = (
+            Reading(**from_json(Reading, values[name])) for name in ("trusted", "last")
+        )
+        seconds, problem = float(values["consistent_seconds"]), values["problem"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.error("%s can't be read, the clock is taken for right: %s", file, error)
+        return None
+    return ClockState(trusted, last, seconds, None if problem is None else str(problem))

@@ -1,0 +1,182 @@
+"""What is written down of snapshots and sources: records, pending commits, states; as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from turku_core import fields
+
+SNAPSHOT_ID = re.compile(r"(\d{8}T\d{6}Z)(?:-(\d+))?")
+_RECORD_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one committed snapshot; the content of `snapshots/<id>.json`.
+
+    `taken_at` is when its session began, `time_end` when the mirror was frozen. `bytes_total` and
+    `files_total` describe the tree, `bytes_stored` what the snapshot added to the volume.
+    `partial` says that some files could not be read, with `summary` saying which. `damaged` is
+    the reason why a verification failed, and None otherwise. `previous_at` is when the snapshot
+    before it was taken, which may be gone since: so an absence can be told from a history thinned
+    by the policy. `recovered` means that the record was lost and rebuilt. `protected` ones (an
+    administrator's, of the old layout) never expire. `removing` means that removal has begun: such
+    a record is never listed.
+    """
+
+    machine: str
+    source: str
+    id: str
+    taken_at: datetime
+    time_end: datetime
+    mode: str
+    partial: bool = False
+    summary: str = ""
+    path: str | None = None
+    retention: str | None = None
+    files_total: int | None = None
+    bytes_total: int | None = None
+    bytes_stored: int | None = None
+    archive: str | None = None
+    previous_at: datetime | None = None
+    expired_at: datetime | None = None
+    proven_at: datetime | None = None
+    checked_at: datetime | None = None
+    damaged: str | None = None
+    recovered: bool = False
+    protected: bool = False
+    removing: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whole and, as far as is known, undamaged."""
+        return not self.partial and self.damaged is None and not self.removing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values; times are ISO 8601 in UTC."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Record:
+        """Check and return a record. Raises ValueError, which names the field."""
+        return cls(**from_json(cls, values))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A frozen state of a source that isn't committed yet; the content of `pending.json`.
+
+    It is written durably when the mirror is frozen, and removed after the record is written: where
+    it exists the commit is begun again after a crash. `boot_id` tells whether the mirror's data
+    may have been lost in a power cut since.
+    """
+
+    record: Record
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """What the storage unit last heard of a source; kept in `source.json` in its folder.
+
+    With it expiry and verification work without the API. `mirror_id` is the id of the snapshot
+    that `mirror/` still equals, or None once a pull has begun to change it. `mirror_mode` is the
+    mode that pulled into it last. `unsynced_boot_id` is the boot in which a pull wrote to the
+    mirror that wasn't synced yet. `compared_at` is when the records were last compared with what
+    the repository lists.
+    """
+
+    path: str | None = None
+    retention: str | None = None
+    mode: str | None = None
+    last_session_at: datetime | None = None
+    mirror_id: str | None = None
+    mirror_taken_at: datetime | None = None
+    mirror_mode: str | None = None
+    unsynced_boot_id: str | None = None
+    compared_at: datetime | None = None
+
+
+def time_of_id(snapshot: str) -> datetime | None:
+    """Return the time that is in a snapshot's id, of either layout, or None."""
+    found = SNAPSHOT_ID.fullmatch(snapshot)
+    if found is not None:
+        with suppress(ValueError):
+            return datetime.strptime(f"{found[1]}+0000", "%Y%m%dT%H%M%SZ%z")
+        return None
+    if re.fullmatch(r"\d{9,11}(?:\.\d+)?", snapshot):
+        return datetime.fromtimestamp(float(snapshot), timezone.utc)
+    for form in ("%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S"):
+        with suppress(ValueError):
+            return datetime.strptime(snapshot, form).replace(tzinfo=timezone.utc)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object. Raises OSError, ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(_RECORD_BYTES_MAX)
+    return fields.mapping(json.loads(raw.decode("utf-8")), path.name)
+
+
+def dumps(values: Mapping[str, Any]) -> str:
+    """Return JSON as our files hold it."""
+    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as JSON values; times are ISO 8601 in UTC."""
+    result = {}
+    for each in dataclasses.fields(value):
+        item = getattr(value, each.name)
+        result[each.name] = (
+            item.astimezone(timezone.utc).isoformat() if isinstance(item, datetime) else item
+        )
+    return result
+
+
+def _time(value: object, name: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(fields.text(value, name))
+    except ValueError as error:
+        raise fields.FieldError(name, f"must be a time, not {fields.shown(value)}") from error
+    if moment.tzinfo is None:
+        raise fields.FieldError(name, f"must be a time with its zone, not {fields.shown(value)}")
+    return moment
+
+
+def _any_text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise fields.FieldError(name, f"must be text, not {fields.shown(value)}")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "str": _any_text,
+    "bool": fields.boolean,
+    "int": fields.integer,
+    "float": fields.number,
+    "datetime": _time,
+}
+
+
+def from_json(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a dataclass from JSON, by its fields' types. Raises FieldError."""
+    result: dict[str, Any] = {}
+    for each in dataclasses.fields(kind):
+        value = values.get(each.name)
+        type_name, _, rest = str(each.type).partition(" | ")
+        if value is None and rest != "None":
+            if each.default is dataclasses.MISSING:
+                raise fields.FieldError(each.name, "is missing")
+            continue
+        result[each.name] = None if value is None else _CHECKS[type_name](value, each.name)
+    return result
