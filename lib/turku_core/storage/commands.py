@@ -267,7 +267,7 @@ def _add_restore_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from turku_core.storage.operator import RestoreOrder, restore
+    from turku_core.storage.operator_restore import RestoreOrder, restore
     from turku_core.storage.privileges import acting_as, become_owner, find_owner
 
     if (arguments.target is None) == (arguments.to_port is None):
