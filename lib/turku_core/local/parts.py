@@ -168,6 +168,9 @@ PermitTunnel no
 PermitTTY no
 PermitUserRC no
 PrintMotd no
+# So that bash takes itself for a shell within a shell and leaves ~/.bashrc alone, which it reads
+# when sshd runs it: what that says would break the session, and what it does takes time.
+SetEnv SHLVL=1
 MaxStartups 100
 ClientAliveInterval 30
 ClientAliveCountMax 3
