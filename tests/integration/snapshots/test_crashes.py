@@ -21,7 +21,7 @@ from tests.integration.snapshots.support import (
     serve,
 )
 from turku_core import configuration
-from turku_core.storage import catalogue, manifest, programs
+from turku_core.storage import catalogue, manifest, programs, source_folder
 from turku_core.storage.mirror import Daemon
 from turku_core.storage.snapshots import FrozenStateLost, commit, converge
 
@@ -61,7 +61,7 @@ def killed_at(fatal: int, action: Callable[[], object]) -> bool:
         code = 1
         try:
             steps = Steps(fatal)
-            for module in (catalogue, manifest):
+            for module in (catalogue, source_folder, manifest):
                 steps.watch(module, "write_durably")
             for name in ("run", "sync_file_system", "remove_tree"):
                 steps.watch(programs, name)
