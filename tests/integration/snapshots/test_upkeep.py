@@ -201,6 +201,20 @@ def test_damage_to_a_tree_is_found(tmp_path: Path, what: str) -> None:
     assert not damaged.good
 
 
+def test_damage_that_was_found_does_not_go_on_into_the_next_snapshot(tmp_path: Path) -> None:
+    unit, place = make_backups(tmp_path, "link-dest", 1)
+    record = unit.catalogue.records(place)[0][0]
+    file = place.tree(record.id) / "same"
+    status = file.stat()
+    file.write_text("S" + file.read_text()[1:])
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert verify(unit, place, record).damaged is not None
+    with serve(tmp_path / "source") as daemon:
+        new = unit.back_up(daemon, "link-dest", at=START + DAY)
+    assert (place.tree(new.id) / "same").read_text() == "same " * 1000
+    assert (place.tree(new.id) / "file").stat().st_nlink == 2
+
+
 def test_damage_to_a_repository_is_found(tmp_path: Path) -> None:
     unit, place = make_backups(tmp_path, "borg", 1)
     record = unit.catalogue.records(place)[0][0]

@@ -35,7 +35,7 @@ from turku_core.errors import TryAgainLater, TurkuError
 from turku_core.storage import programs
 from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Target
-from turku_core.storage.records import Pending, Record
+from turku_core.storage.records import Pending, Record, read_json, time_of_id
 from turku_core.storage.source_folder import Readable, SourceFolder
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,9 @@ class Mode(ABC):
                 # A tree of link-dest shares inodes with snapshots: never write into it.
                 programs.remove_tree(folder.mirror)
             target = self._prepare(folder, distrust)
+        if _newest_is_damaged(folder):
+            # What is linked to, or shares its extents, would go on into the next snapshot.
+            target = dataclasses.replace(target, checksum=True)
         folder.write_state(dataclasses.replace(folder.state(), mirror_mode=self.name))
         return target
 
@@ -219,6 +222,18 @@ class Mode(ABC):
     @abstractmethod
     def tidy(self, folder: SourceFolder) -> None:
         """Do what is due after removals; it may be begun again."""
+
+
+def _newest_is_damaged(folder: SourceFolder) -> bool:
+    """Say whether a verification has found the newest snapshot's data to be bad."""
+    ids = [name for name in os.listdir(folder.snapshots) if time_of_id(name.removesuffix(".json"))]
+    newest = max((name for name in ids if name.endswith(".json")), default=None)
+    if newest is None:
+        return False
+    try:
+        return read_json(folder.snapshots / newest).get("damaged") is not None
+    except (OSError, ValueError):
+        return False
 
 
 def get_mode(name: str, environment: Environment) -> Mode:
