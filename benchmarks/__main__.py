@@ -26,13 +26,16 @@ from turku_core.configuration import write_durably
 from turku_core.errors import TurkuError
 from turku_core.local.turku import LocalTurku
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> int:
     """Measure everything, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON too")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
     began = time.monotonic()
 
     def say(line: str) -> None:
@@ -81,6 +84,9 @@ def conditions() -> dict[str, object]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End with everything cleaned up, which no second signal breaks off."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
