@@ -118,7 +118,7 @@ def differences(expected: Tree, found: Tree) -> list[str]:
                 if getattr(one, field.name) != getattr(other, field.name)
             ]
             if changed:
-                lines.append(f"{shown}: {', '.join(changed)} differ")
+                lines.append(f"{shown}: differs in {', '.join(changed)}")
     return lines
 
 
