@@ -30,6 +30,7 @@ from turku_core.agent.tunnel import (
     KNOWN_HOSTS_NAME,
     allocated_port,
     explain,
+    has_aes_instructions,
     known_hosts_text,
     link_key,
     make_ssh_command,
@@ -160,7 +161,7 @@ class _Conversation:
         # A check-in without modules has a tunnel all the same: a unit of v1 expects a port.
         forward = self._plan.action != "list"
         ssh = start(
-            make_ssh_command(self._plan.storage, forward=forward),
+            make_ssh_command(self._plan.storage, forward=forward, has_aes=has_aes_instructions()),
             folder=self._folder,
             environment={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
             stdin=subprocess.PIPE,

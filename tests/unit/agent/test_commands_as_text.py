@@ -17,7 +17,13 @@ from turku_core.agent.rsync_daemon import (
     render_configuration,
 )
 from turku_core.agent.session import SessionPlan, parse_event, session_json
-from turku_core.agent.tunnel import allocated_port, explain, known_hosts_text, make_ssh_command
+from turku_core.agent.tunnel import (
+    allocated_port,
+    explain,
+    has_aes_instructions,
+    known_hosts_text,
+    make_ssh_command,
+)
 from turku_core.credentials import make_ssh_key_pair
 from turku_core.protocol.messages import SourceSettings, StorageAddress
 
@@ -50,6 +56,32 @@ def test_the_ssh_command_of_a_session() -> None:
         "-o VerifyHostKeyDNS=no -R 0:/proc/self/cwd/rsync -p 2222 -l turku-storage "
         "-- storage.example.com turku-ping-remote"
     )
+
+
+def test_aes_is_wished_for_first_where_the_processor_has_instructions_for_it() -> None:
+    plain = make_ssh_command(address(), forward=True)
+    wished = make_ssh_command(address(), forward=True, has_aes=True)
+    added = "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+    assert added not in plain
+    assert [word for word in wished if word not in plain] == [added]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 aes avx\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd aes\n", True),
+        ("processor\t: 0\nflags\t\t: fpu vaesx\n", False),
+        ("model name\t: with aes\nflags\t\t: fpu\n", False),
+        ("", False),
+    ],
+)
+def test_the_kernel_says_whether_there_are_instructions_for_aes(
+    tmp_path: Path, cpuinfo: str, expected: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert has_aes_instructions(tmp_path / "cpuinfo") is expected
+    assert not has_aes_instructions(tmp_path / "nothing")
 
 
 def test_a_session_without_a_tunnel_forwards_nothing() -> None:
