@@ -17,6 +17,7 @@ from turku_core.commandline import (
     print_json,
     print_table,
     run,
+    run_and_leave,
     usage_error,
 )
 from turku_core.errors import DONE, TRY_AGAIN_LATER
@@ -166,7 +167,7 @@ def agent_ping() -> NoReturn:
         run(_list, arguments)
     if arguments.restore:
         run(_restore, arguments)
-    run(_ping, arguments)
+    run_and_leave(_ping, arguments)
 
 
 def _agent_ping_parser() -> argparse.ArgumentParser:

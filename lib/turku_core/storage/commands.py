@@ -11,7 +11,14 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from turku_core import fields
-from turku_core.commandline import add_common_options, add_json_option, make_parser, print_json, run
+from turku_core.commandline import (
+    add_common_options,
+    add_json_option,
+    make_parser,
+    print_json,
+    run,
+    run_and_leave,
+)
 from turku_core.errors import DONE, ConfigurationError
 from turku_core.storage.settings import Paths, Settings, read_settings
 
@@ -55,7 +62,7 @@ def ping() -> None:
     )
     add_common_options(parser)
     parser.add_argument("machine", metavar="UUID", help="the machine whose key has logged in")
-    run(_ping, parser.parse_args())
+    run_and_leave(_ping, parser.parse_args())
 
 
 def _ping(arguments: argparse.Namespace) -> int:
