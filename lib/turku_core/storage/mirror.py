@@ -21,6 +21,10 @@ CONNECT_SECONDS = 30
 IO_SECONDS = 600
 """How long nothing may come: the agent may be reading one large file for its checksums."""
 
+NO_DELAY = "--sockopts=TCP_NODELAY"
+"""Without it rsync's greeting and its list of options wait for the other side's late
+acknowledgements: 0.07 s a session (tried)."""
+
 NANOSECONDS = "--modify-window=-1"
 """Without it rsync takes files of one size that were changed in the same second for the same."""
 
@@ -143,6 +147,7 @@ def make_rsync_command(
         f"--info=stats2{',progress2' if progress else ''}",
         f"--timeout={io_timeout}",
         f"--contimeout={CONNECT_SECONDS}",
+        NO_DELAY,
     ]
     if options.preserve_hard_links:
         command.append("--hard-links")

@@ -39,6 +39,7 @@ def test_the_whole_command() -> None:
         "--info=stats2,progress2",
         "--timeout=600",
         "--contimeout=30",
+        "--sockopts=TCP_NODELAY",
         "--hard-links",
         "--checksum",
         "--bwlimit=2.5m",

@@ -94,6 +94,7 @@ def test_prior_art_33_a_push_never_skips_what_is_newer() -> None:
         "--fake-super",
         "--timeout=600",
         "--contimeout=30",
+        "--sockopts=TCP_NODELAY",
         "--",
         "/v/tree/",
         "rsync://user@127.0.0.1:50123/turku-restore/",
