@@ -26,6 +26,7 @@ class Options:
         time_zone: The IANA name of the zone that schedules are local to.
         default_frequency: The schedule of a source that names none.
         default_retention: The retention policy of a source that names none.
+        default_high_water_mark: The high-water mark of a storage unit that registers, in percent.
         record_retention_days: How long records of backups are kept, in days.
         allowed_hosts: The names under which the administration site answers.
         debug: Django's debug mode; never on a machine that others can reach.
@@ -35,6 +36,7 @@ class Options:
     time_zone: str = "UTC"
     default_frequency: str = "daily"
     default_retention: str = "last 5 days, earliest of month"
+    default_high_water_mark: int = 80
     record_retention_days: int = 400
     allowed_hosts: tuple[str, ...] = ("*",)
     debug: bool = False
@@ -56,6 +58,9 @@ def read_options(folder: Path) -> Options:
         ),
         default_retention=_option(
             merged, "default_retention", _retention, default.default_retention
+        ),
+        default_high_water_mark=_option(
+            merged, "default_high_water_mark", _percent, default.default_high_water_mark
         ),
         record_retention_days=_option(
             merged, "record_retention_days", _days, default.record_retention_days
@@ -127,6 +132,12 @@ def _retention(value: Any) -> str:
 def _days(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 36500:
         raise ValueError("expected a number of days from 1 to 36500")
+    return value
+
+
+def _percent(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
+        raise ValueError("expected a percentage from 1 to 100")
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
@@ -80,7 +81,12 @@ def _save_unit(
     secret_hash = credentials.hash_secret(login.secret)
     unit, is_new = StorageUnit.objects.get_or_create(
         name=login.name,
-        defaults={**values, "secret_hash": secret_hash, "registration_key": key},
+        defaults={
+            **values,
+            "secret_hash": secret_hash,
+            "registration_key": key,
+            "high_water_mark": settings.TURKU_DEFAULT_HIGH_WATER_MARK,
+        },
     )
     if is_new:
         log.info("storage unit %s has registered", login.name)

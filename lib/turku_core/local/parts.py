@@ -90,6 +90,8 @@ def set_up_api(layout: Layout, port: int, now: datetime) -> None:
             "certificate": str(certificates.certificate),
             "key": str(certificates.key),
             "allowed_hosts": [ADDRESS, "localhost"],
+            # For trying it out, whatever room this machine has will do.
+            "default_high_water_mark": 100,
         },
     )
 
@@ -242,7 +244,7 @@ def set_up_storage(
             "api_ca_certificate": str(layout.ca_certificate),
             "api_auth_name": key["name"],
             "api_auth_secret": key["secret"],
-            "volumes": {"local": {"path": str(layout.volume)}},
+            "volumes": {"local": {"path": str(layout.volume), "accept_new_high_water_pct": 100}},
             **ssh,
         },
     )

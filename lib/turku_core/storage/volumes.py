@@ -66,7 +66,8 @@ class Volume:
 class Space:
     """Space and inodes of a volume's file system, in bytes and counts.
 
-    `available` is what this unprivileged user may still write. `inodes_total` is 0 where the file
+    `available` is what this unprivileged user may still write, and `total` that and what is used:
+    as df(1) counts, blocks that are kept for root are neither. `inodes_total` is 0 where the file
     system makes inodes as it needs them.
     """
 
@@ -149,7 +150,7 @@ class Volumes:
         self.check(volume)
         status = os.statvfs(volume.path)
         return Space(
-            total=status.f_frsize * status.f_blocks,
+            total=status.f_frsize * (status.f_blocks - status.f_bfree + status.f_bavail),
             available=status.f_frsize * status.f_bavail,
             inodes_total=status.f_files,
             inodes_available=status.f_favail,

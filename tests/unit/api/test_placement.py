@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from django.test import override_settings
+
 from tests.support.api_world import GIB, World
 from turku_core.api.models import Assignment, StorageUnit
 from turku_core.api.placement import draw
@@ -104,3 +106,13 @@ def test_a_unit_that_has_fallen_silent_gets_no_new_source(world: World) -> None:
     second = world.unit("store-2")
     assert agent.check_in() == {}
     assert agent.source().storage == second.row
+
+
+def test_a_unit_that_registers_has_the_configured_high_water_mark(world: World) -> None:
+    with override_settings(TURKU_DEFAULT_HIGH_WATER_MARK=90):
+        unit = world.unit("roomy")
+    assert unit.row.high_water_mark == 90
+    # Later it is the operator's to change, and no other call of the unit's does.
+    unit.update()
+    assert unit.row.high_water_mark == 90
+    assert world.unit("usual").row.high_water_mark == 80

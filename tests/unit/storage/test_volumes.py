@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -145,3 +146,12 @@ def test_volumes_on_one_file_system_are_counted_once(tmp_path: Path) -> None:
     one = make_volumes(tmp_path, "one").totals_mib()
     both = make_volumes(tmp_path, "one", "two").totals_mib()
     assert both[0] == one[0] > 0
+
+
+def test_space_is_counted_as_df_counts_it(tmp_path: Path) -> None:
+    unit = make_volumes(tmp_path, "one")
+    space = unit.space(unit.get("one"))
+    command = ["df", "--output=pcent", str(tmp_path / "one")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    percent = float(said.split()[-1].rstrip("%"))
+    assert abs(100 * (1 - space.available / space.total) - percent) <= 2
