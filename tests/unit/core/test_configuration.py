@@ -48,7 +48,7 @@ def test_empty_files_add_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.json", b'{\n "a": 1,\n}', r"a\.json, line 3: this is not valid JSON"),
+        ("a.json", b'{\n "a": 1,\n "b" }', r"a\.json, line 3: this is not valid JSON"),
         ("a.json", b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
         ("a.json", b"[1]", "must hold a mapping"),
         ("a.json", b"[" * 100_000, "not valid JSON"),
