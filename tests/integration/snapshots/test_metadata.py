@@ -18,7 +18,7 @@ from tests.integration.snapshots.support import (
     nobodys_folder,
     serve,
 )
-from tests.support.trees import describe_tree, differences, make_odd_tree
+from tests.support.trees import Entry, describe_tree, differences, make_odd_tree
 from turku_core.storage import restore
 from turku_core.storage.snapshots import get_mode
 
@@ -54,7 +54,7 @@ def check_there_and_back(tmp_path: Path, folder: Path, mode: str, volume: Path |
             assert get_mode(mode, unit.environment).verify(folder_, record) is None
 
 
-def check_push(unit: Unit, tmp_path: Path, snapshot: str, tree: dict) -> None:  # type: ignore[type-arg] # the values don't matter here
+def check_push(unit: Unit, tmp_path: Path, snapshot: str, tree: dict[bytes, Entry]) -> None:
     """Restore to a machine's writable module, as nobody."""
     target = tmp_path / f"pushed-{snapshot}"
     target.mkdir()

@@ -21,9 +21,9 @@ from typing import Any
 
 from turku_core.configuration import ensure_private_folder
 from turku_core.storage import programs
-from turku_core.storage.mirror import Target
 from turku_core.storage.records import SNAPSHOT_ID, Pending, Record
-from turku_core.storage.snapshots import Mode, SnapshotError
+from turku_core.storage.snapshots import SnapshotError
+from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import MIRROR, SourceFolder
 
 _READER_LOCK_SECONDS = 600
@@ -38,24 +38,10 @@ _WARNING = 1
 _REPORTED_MAX = 600
 
 
-class Borg(Mode):
+class Borg(WaitingMirrorMode):
     """Deduplicated archives."""
 
     name = "borg"
-
-    def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
-        ensure_private_folder(folder.mirror)
-        return Target(folder.mirror, checksum=distrust)
-
-    def _freeze(self, folder: SourceFolder, pending: Pending) -> None:
-        """Do nothing: the pending commit keeps the mirror from changing."""
-
-    def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
-        """Say no: nothing was synced since it was frozen."""
-        return False
-
-    def discard(self, folder: SourceFolder, pending: Pending) -> None:
-        """Leave the mirror to the next pull, which compares it by checksum."""
 
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Make the archive, unless a commit before a crash has made it."""

@@ -7,34 +7,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turku_core.configuration import ensure_private_folder
 from turku_core.storage import manifest, programs
-from turku_core.storage.mirror import Target
 from turku_core.storage.records import Pending, Record
-from turku_core.storage.snapshots import Mode, SnapshotError
+from turku_core.storage.snapshots import SnapshotError
 from turku_core.storage.snapshots.trees import sample_of_tree
+from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import Readable, SourceFolder
 
 
-class Nothing(Mode):
+class Nothing(WaitingMirrorMode):
     """The mirror and nothing else."""
 
     name = "none"
     reads = Readable.MIRROR
-
-    def _prepare(self, folder: SourceFolder, distrust: bool) -> Target:
-        ensure_private_folder(folder.mirror)
-        return Target(folder.mirror, checksum=distrust)
-
-    def _freeze(self, folder: SourceFolder, pending: Pending) -> None:
-        """Do nothing: the pending commit keeps the mirror from changing."""
-
-    def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
-        """Say no: nothing was synced since it was frozen."""
-        return False
-
-    def discard(self, folder: SourceFolder, pending: Pending) -> None:
-        """Leave the mirror to the next pull, which compares it by checksum."""
 
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Write the mirror's checksums."""
