@@ -67,9 +67,11 @@ $(VENV)/.ready-dev: requirements/dev.txt lib/pyproject.toml tools/make-venv
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --no-header
 
+CHARM_INPUTS := $(wildcard charms/*/requirements.in)
+
 .PHONY: lock
 lock:  ## Bring the lock files up to date (needs an environment made by `make lint` before)
-	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in requirements/dev.in -o requirements/dev.txt
+	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in requirements/dev.in $(CHARM_INPUTS) -o requirements/dev.txt
 	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in -c requirements/dev.txt -o requirements/local.txt
 	for role in agent storage api; do \
 	    $(LOCK) --extra $$role lib/pyproject.toml -c requirements/dev.txt -o requirements/$$role.txt; \

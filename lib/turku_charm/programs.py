@@ -1,0 +1,121 @@
+"""Running the workload's own programs for a charm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pwd
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turku_core.errors import (
+    BAD_USAGE,
+    TRY_AGAIN_LATER,
+    ConfigurationError,
+    TryAgainLater,
+    TurkuError,
+)
+
+logger = logging.getLogger(__name__)
+
+SECONDS_MAX = 300.0
+_LINES_KEPT = 5
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The console scripts of an installed workload.
+
+    Attributes:
+        folder: Where they lie, such as ``/opt/turku-agent/current/bin``.
+        root: The root that they are to work below; ``/`` on a real machine.
+        user: The Unix user to run them as; None: the charm's own, which is root.
+    """
+
+    folder: Path
+    root: Path = Path("/")
+    user: str | None = None
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """Return a program's command line.
+
+        Secrets never stand in it: they go to the program's standard input.
+        """
+        where = [] if self.root == Path("/") else ["--root", str(self.root)]
+        first, rest = arguments[:1], arguments[1:]
+        if name in ("turku-api", "turku-storage"):
+            # Their first word is a command, which the options come after.
+            return [str(self.folder / name), *first, *where, *rest]
+        return [str(self.folder / name), *where, *arguments]
+
+    def run(
+        self,
+        name: str,
+        *arguments: str,
+        given: str | None = None,
+        seconds_max: float = SECONDS_MAX,
+    ) -> str:
+        """Run a program and return what it printed.
+
+        Args:
+            name: The console script.
+            arguments: Its arguments.
+            given: What it reads from its standard input; it may be secret and is never logged.
+            seconds_max: How long it may take.
+
+        Raises:
+            ConfigurationError: It says that a configuration or an argument isn't valid (exit code
+                2).
+            TryAgainLater: It says so (exit code 75).
+            TurkuError: It failed otherwise, wasn't there, or took too long.
+        """
+        command = self.command(name, *arguments)
+        entry = None if self.user is None else pwd.getpwnam(self.user)
+        logger.debug("running %s", command)
+        try:
+            done = subprocess.run(
+                command,
+                input=given if given is not None else "",
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds_max,
+                check=False,
+                cwd="/",
+                user=None if entry is None else entry.pw_uid,
+                group=None if entry is None else entry.pw_gid,
+                extra_groups=None if entry is None else [],
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TurkuError(f"{name} did not end within {seconds_max:.0f} seconds.") from error
+        except OSError as error:
+            raise TurkuError(f"{command[0]} can't be run: {error.strerror}.") from error
+        if done.returncode == 0:
+            return done.stdout
+        raise _failure(name, done.returncode, done.stderr)
+
+    def run_json(
+        self,
+        name: str,
+        *arguments: str,
+        given: str | None = None,
+        seconds_max: float = SECONDS_MAX,
+    ) -> Any:
+        """Run a program with ``--json`` and return what it answered; raises as `run` does."""
+        printed = self.run(name, *arguments, "--json", given=given, seconds_max=seconds_max)
+        try:
+            return json.loads(printed)
+        except ValueError as error:
+            raise TurkuError(f"{name} {' '.join(arguments[:1])} answered no JSON.") from error
+
+
+def _failure(name: str, code: int, said: str) -> TurkuError:
+    lines = [line for line in said.splitlines() if line.strip()][-_LINES_KEPT:]
+    sentence = "\n".join(lines) or f"{name} ended with exit code {code} and said nothing."
+    if code == BAD_USAGE:
+        return ConfigurationError(sentence)
+    if code == TRY_AGAIN_LATER:
+        return TryAgainLater(sentence)
+    return TurkuError(sentence)
