@@ -60,8 +60,9 @@ def _update_config_parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=sorted(_BODIES),
         default="send",
-        help="send: register and send the sources (the default); install-systemd, install-cron: "
-        "let check-ins happen every five minutes; uninstall: take either away again",
+        help="send: register and send the sources (the default); identity: make the machine's "
+        "identity if it has none, show it and send nothing; install-systemd, install-cron: let "
+        "check-ins happen every five minutes; uninstall: take either away again",
     )
     return parser
 
@@ -119,6 +120,19 @@ def _show_config(
     return DONE
 
 
+def _identity(arguments: argparse.Namespace) -> int:
+    """Show who the machine is, so that the API can be told before the machine itself registers."""
+    from turku_core.agent.identity import ensure_identity
+
+    identity = ensure_identity(Locations(arguments.root), new=arguments.new_identity)
+    public_key = identity.public_key()
+    if arguments.json:
+        print_json({"uuid": identity.uuid, "ssh_public_key": public_key.line})
+    else:
+        print(f"This is machine {identity.uuid}; its SSH key is\n{public_key.line}")
+    return DONE
+
+
 def _install_systemd(arguments: argparse.Namespace) -> int:
     from turku_core.agent.install import install_systemd
 
@@ -147,6 +161,7 @@ def _report(changed: list[Path], arguments: argparse.Namespace) -> int:
 
 _BODIES = {
     "send": _send,
+    "identity": _identity,
     "install-systemd": _install_systemd,
     "install-cron": _install_cron,
     "uninstall": _uninstall,

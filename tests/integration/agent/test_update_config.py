@@ -57,6 +57,21 @@ def test_the_key_is_one_that_openssh_reads(newcomer: AgentMachine) -> None:
     assert derived.stdout.split()[:2] == public.split()[:2]
 
 
+def test_the_identity_can_be_made_and_shown_before_the_api_is_known(
+    newcomer: AgentMachine, api: StandInApi
+) -> None:
+    done = newcomer.run("turku-update-config", "identity", "--json")
+    assert done.code == 0, done
+    shown = json.loads(done.output)
+    assert shown["uuid"] == newcomer.uuid
+    public = (newcomer.state / "ssh_key.pub").read_text()
+    assert shown["ssh_public_key"].split() == public.split()[:2]
+    again = newcomer.run("turku-update-config", "identity")
+    assert shown["uuid"] in again.output
+    assert shown["ssh_public_key"] in again.output
+    assert api.calls("update_config") == []
+
+
 def test_the_identity_stays_the_same(newcomer: AgentMachine, api: StandInApi) -> None:
     for _ in range(2):
         assert newcomer.run("turku-update-config").code == 0
