@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turku_core.api.models.announcements import Announcement
 from turku_core.api.models.backups import Backup, Outcome, Snapshot, SnapshotState
 from turku_core.api.models.filter_sets import FilterSet
 from turku_core.api.models.grants import RestoreGrant
@@ -10,6 +11,7 @@ from turku_core.api.models.registration_keys import KeyKind, RegistrationKey
 from turku_core.api.models.storage_units import StorageUnit
 
 __all__ = [
+    "Announcement",
     "Assignment",
     "Backup",
     "FilterSet",

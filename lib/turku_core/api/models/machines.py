@@ -44,6 +44,11 @@ class Machine(models.Model):
         default=False, help_text="A paused machine makes no backups; restores still work."
     )
     retired_at = models.DateTimeField(null=True, blank=True, editable=False)
+    withdrawn = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="Retired because no unit announces it any more; the next one takes it back.",
+    )
     registered_at = models.DateTimeField(auto_now_add=True)
     last_checkin_at = models.DateTimeField(null=True, blank=True, editable=False)
     next_due_at = models.DateTimeField(
@@ -91,19 +96,20 @@ class Machine(models.Model):
 
     def retire(self, now: datetime) -> None:
         """Let the machine go: no more calls, sessions or alerts; its backups stay."""
-        self.active = False
+        self.active = self.withdrawn = False
         self.retired_at = now
         self.next_due_at = None
-        self.save(update_fields=["active", "retired_at", "next_due_at"])
+        self.save(update_fields=["active", "withdrawn", "retired_at", "next_due_at"])
 
     def reinstate(self, now: datetime) -> None:
         """Take back a machine that was retired or deactivated."""
         from turku_core.api import due
 
         self.active = True
+        self.withdrawn = False
         self.retired_at = None
         self.full_clean()
-        self.save(update_fields=["active", "retired_at"])
+        self.save(update_fields=["active", "withdrawn", "retired_at"])
         due.begin_again(self, now)
 
 

@@ -28,6 +28,12 @@ class RegistrationKey(models.Model):
         help_text="A key that isn't active lets nothing new in. What registered with it before "
         "goes on working, with a secret of its own.",
     )
+    from_relation = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="A charm keeps this key for a relation: a machine registers with it only when a "
+        "unit of the relation has announced it.",
+    )
     comment = models.CharField(max_length=1024, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     disabled_at = models.DateTimeField(null=True, blank=True, editable=False)

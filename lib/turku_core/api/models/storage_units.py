@@ -50,6 +50,11 @@ class StorageUnit(models.Model):
         help_text="A unit that isn't active is out of service for good: it is answered 403, and "
         "its sources are placed on other units. To stop it for a while, pause it.",
     )
+    withdrawn = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="Not active because no unit announces it any more; the next one takes it back.",
+    )
     paused = models.BooleanField(
         default=False, help_text="A paused unit gets no sessions for backups; restores still work."
     )
