@@ -44,10 +44,7 @@ class Programs:
         Secrets never stand in it: they go to the program's standard input.
         """
         where = [] if self.root == Path("/") else ["--root", str(self.root)]
-        first, rest = arguments[:1], arguments[1:]
-        if name in ("turku-api", "turku-storage"):
-            # Their first word is a command, which the options come after.
-            return [str(self.folder / name), *first, *where, *rest]
+        # In front: what turku-api is told after its command's name belongs to that command.
         return [str(self.folder / name), *where, *arguments]
 
     def run(

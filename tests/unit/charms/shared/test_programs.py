@@ -28,7 +28,7 @@ def test_a_program_works_below_its_root() -> None:
         f"{HERE}/turku-agent-ping", "--root", "/tmp/root", "--list",
     ]  # fmt: skip
     assert programs.command("turku-api", "health") == [
-        f"{HERE}/turku-api", "health", "--root", "/tmp/root",
+        f"{HERE}/turku-api", "--root", "/tmp/root", "health",
     ]  # fmt: skip
 
 
@@ -47,6 +47,12 @@ def test_the_real_programs_take_the_root_where_it_is_put(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     assert "usage" in Programs(HERE, tmp_path).run(*command, "--help").lower()
+
+
+def test_a_command_of_the_api_works_below_its_root(tmp_path: Path) -> None:
+    Programs(HERE, tmp_path).run("turku-api", "migrate")
+    assert Programs(HERE, tmp_path).run_json("turku-api", "list-machines") == []
+    assert (tmp_path / "var/lib/turku-api/turku.sqlite3").is_file()
 
 
 def test_what_it_prints_comes_back_and_its_input_goes_in(tmp_path: Path) -> None:
