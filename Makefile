@@ -48,6 +48,10 @@ bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side 
 format: $(VENV)/.ready-dev  ## Format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
+.PHONY: reference
+reference: $(VENV)/.ready-dev  ## Write the reference pages that are made from the charms' own files
+	@$(BIN)/python tools/make_reference.py
+
 # A distribution's packages. Nothing is done, and no root needed, when everything is there.
 .PHONY: local-packages test-packages
 local-packages:

@@ -209,7 +209,7 @@ class BackupRequest:
     databag, and the provider writes nothing.
 
     Attributes:
-        fileset: Absolute paths of files or folders.
+        fileset: Absolute paths of files or folders; in the databag with commas between them.
         scripts: The programs to run around backups and restores, by the interface's keys.
     """
 
