@@ -434,7 +434,10 @@ class Joined:
     def _links_of(self, unit: Unit) -> Iterator[Link]:
         for link in self.links.values():
             is_mine = unit.app.name in dict(link.ends)
-            if is_mine and (not link.container or self._remotes(link, unit.name)):
+            is_other_principals = (
+                link.container and unit.principal is not None and not self._remotes(link, unit.name)
+            )
+            if is_mine and not is_other_principals:
                 yield link
 
     def _remotes(self, link: Link, unit_name: str) -> list[str]:
