@@ -20,10 +20,12 @@ from turku_core.commandline import (
     run_and_leave,
     usage_error,
 )
-from turku_core.errors import DONE, TRY_AGAIN_LATER
+from turku_core.errors import DONE, TRY_AGAIN_LATER, ConfigurationError
 from turku_core.protocol.client import Client
 
 if TYPE_CHECKING:
+    from turku_core.agent.backup import Outcome
+    from turku_core.agent.identity import Identity
     from turku_core.agent.sources import LocalSource
 
 # An idle check-in imports this module and `checkin`, nothing else of the agent: see there.
@@ -72,6 +74,7 @@ def _send(arguments: argparse.Namespace) -> int:
     from turku_core.agent.registration import machine_config
     from turku_core.agent.registration import update_config as send
     from turku_core.agent.sources import load_sources
+    from turku_core.agent.status import refresh_status
 
     locations = Locations(arguments.root)
     settings = load_settings(locations)
@@ -79,7 +82,9 @@ def _send(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _show_config(arguments, locations, settings, sources)
     identity = ensure_identity(locations, new=arguments.new_identity)
-    send(_client(settings), settings, identity, sources)
+    client = _client(settings)
+    send(client, settings, identity, sources)
+    refresh_status(client, identity, locations)
     if arguments.json:
         config = machine_config(settings, identity, sources).to_json()
         print_json({"machine": {"uuid": identity.uuid, **config}, "sent": True})
@@ -176,12 +181,15 @@ def agent_ping() -> NoReturn:
     if problem is not None:
         usage_error(parser.prog, problem)
     _end_by_exception()
-    if arguments.check:
-        run(_check, arguments)
-    if arguments.list:
-        run(_list, arguments)
-    if arguments.restore:
-        run(_restore, arguments)
+    for chosen, body in (
+        (arguments.check, _check),
+        (arguments.list, _list),
+        (arguments.restore, _restore),
+        (arguments.status, _status),
+        (arguments.backup_now, _backup_now),
+    ):
+        if chosen:
+            run(body, arguments)
     run_and_leave(_ping, arguments)
 
 
@@ -201,7 +209,21 @@ def _agent_ping_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="say precisely what is wrong, if anything is"
     )
-    parser.add_argument("--source", metavar="NAME", help="the source to restore or to list")
+    parser.add_argument("--status", action="store_true", help="say how this machine's sources fare")
+    parser.add_argument(
+        "--backup-now",
+        action="store_true",
+        help="back up at once, whatever the schedules say, and say how it went",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        dest="sources",
+        help="the source to restore or to list; with --backup-now, which may have several, the "
+        "sources to back up instead of all",
+    )
     parser.add_argument(
         "--machine",
         metavar="UUID|NAME",
@@ -240,11 +262,17 @@ def _agent_ping_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_MODES = ("--check", "--status", "--backup-now", "--list", "--restore")
+
+
 def _misuse(arguments: argparse.Namespace) -> str | None:
     """Return a sentence when options don't go together, or None."""
-    if arguments.check and (arguments.restore or arguments.list):
-        return "--check goes neither with --restore nor with --list."
-    unattended = arguments.restore and arguments.source
+    chosen = [each for each in _MODES if getattr(arguments, each[2:].replace("-", "_"))]
+    if len(chosen) > 1:
+        return f"{chosen[0]} doesn't go with {chosen[1]}."
+    if len(arguments.sources) > 1 and not arguments.backup_now:
+        return "Only --backup-now takes several sources."
+    unattended = arguments.restore and arguments.sources
     if not unattended:
         for option, given in (
             ("--path", arguments.paths),
@@ -257,8 +285,8 @@ def _misuse(arguments: argparse.Namespace) -> str | None:
     if not arguments.restore and arguments.target:
         return "--target needs --restore."
     if not (unattended or arguments.list):
-        if arguments.source:
-            return "--source needs --restore or --list."
+        if arguments.sources and not arguments.backup_now:
+            return "--source needs --restore, --list or --backup-now."
         if arguments.machine:
             return "--machine needs --list, or --restore with --source NAME."
     return None
@@ -306,12 +334,28 @@ def _ping(arguments: argparse.Namespace) -> int:
             logger.info("the go/no-go program says: not now")
             return TRY_AGAIN_LATER
         code, outcomes = ping(locations, identity, _client(settings))
-    if sys.stdout.isatty() and outcomes and not arguments.json:
-        print_table(
-            ("source", "outcome", "message"),
-            [(name, outcome.word, outcome.message) for name, outcome in outcomes.items()],
-        )
-    if arguments.json:
+        _keep_status(locations, identity, settings, is_old=bool(outcomes))
+    if arguments.json or (sys.stdout.isatty() and outcomes):
+        _print_outcomes(outcomes, as_json=arguments.json)
+    return code
+
+
+def _keep_status(
+    locations: Locations, identity: Identity, settings: Settings, *, is_old: bool
+) -> None:
+    """Ask how the sources fare at the first check-in after one that had sessions."""
+    if is_old:
+        from turku_core.agent.status import mark_old
+
+        mark_old(locations)
+    elif locations.status_is_old.exists():
+        from turku_core.agent.status import refresh_status
+
+        refresh_status(_client(settings), identity, locations)
+
+
+def _print_outcomes(outcomes: Mapping[str, Outcome], *, as_json: bool) -> None:
+    if as_json:
         print_json(
             {
                 "sources": {
@@ -320,6 +364,54 @@ def _ping(arguments: argparse.Namespace) -> int:
                 }
             }
         )
+        return
+    print_table(
+        ("source", "outcome", "message"),
+        [(name, outcome.word, outcome.message) for name, outcome in outcomes.items()],
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from datetime import datetime, timezone
+
+    from turku_core.agent.identity import load_identity
+    from turku_core.agent.status import ask_status, print_status, read_status
+    from turku_core.errors import TryAgainLater
+
+    locations = Locations(arguments.root)
+    settings = load_settings(locations)
+    identity = load_identity(locations)
+    try:
+        status = ask_status(_client(settings), identity, locations, datetime.now(timezone.utc))
+    except TryAgainLater:
+        last = read_status(locations)
+        if last is not None:
+            # Better than nothing; the error and the exit code say that it isn't of now.
+            print_status(last, as_json=arguments.json)
+            sys.stdout.flush()
+        raise
+    print_status(status, as_json=arguments.json)
+    return DONE
+
+
+def _backup_now(arguments: argparse.Namespace) -> int:
+    from turku_core import fields
+    from turku_core.agent.backup_now import back_up_now
+    from turku_core.agent.identity import load_identity
+    from turku_core.agent.status import mark_old
+    from turku_core.configuration import ensure_private_folder
+
+    try:
+        names = fields.items(arguments.sources, "--source", fields.name, fields.SOURCES_MAX)
+    except fields.FieldError as error:
+        raise ConfigurationError(f"{error}.") from error
+    locations = Locations(arguments.root)
+    settings = load_settings(locations)
+    identity = load_identity(locations)
+    ensure_private_folder(locations.run)
+    code, outcomes = back_up_now(locations, identity, _client(settings), names)
+    mark_old(locations)
+    _print_outcomes(outcomes, as_json=arguments.json)
     return code
 
 

@@ -106,7 +106,7 @@ def list_command(arguments: argparse.Namespace) -> int:
     shown = [
         each
         for each in snapshots
-        if arguments.source in (None, each.source)
+        if arguments.sources in ([], [each.source])
         and (arguments.machine is None or each.machine == _uuid_of(agent, former))
     ]
     if arguments.json:
@@ -156,7 +156,7 @@ def restore_command(arguments: argparse.Namespace) -> int:
     agent = _Agent.load(arguments.root)
     stop = Stop()
     try:
-        if arguments.source is None:
+        if not arguments.sources:
             return _wait_for_administrator(agent, arguments.target, stop)
         return _restore_source(agent, arguments, stop)
     finally:
@@ -183,17 +183,17 @@ class _Task:
 
 def _restore_source(agent: _Agent, arguments: argparse.Namespace, stop: Stop) -> int:
     former = agent.former(arguments.machine)
-    own = load_sources(agent.locations.sources).sources.get(arguments.source)
+    own = load_sources(agent.locations.sources).sources.get(arguments.sources[0])
     if arguments.in_place and own is None:
         raise ConfigurationError(
-            f"Source {printable(arguments.source)} isn't configured here, so there is no place to "
-            "restore it to: use --target DIR."
+            f"Source {printable(arguments.sources[0])} isn't configured here, so there is no place "
+            "to restore it to: use --target DIR."
         )
     paths = _paths_inside(arguments, former, own)
     snapshot = choose(
         agent.snapshots(agent.offer.storages_of(former), stop),
         _uuid_of(agent, former),
-        arguments.source,
+        arguments.sources[0],
         arguments.snapshot,
         zone_of=datetime.now(timezone.utc).astimezone(),
     )
@@ -254,7 +254,7 @@ def _paths_inside(
     arguments: argparse.Namespace, former: FormerMachine | None, own: LocalSource | None
 ) -> list[str]:
     """Return the wanted paths relative to the source; absolute ones below its path are cut."""
-    known = former.sources.get(arguments.source) if former else own.settings if own else None
+    known = former.sources.get(arguments.sources[0]) if former else own.settings if own else None
     return [_path_inside(path, known.path if known else "/") for path in arguments.paths]
 
 

@@ -55,6 +55,16 @@ class Locations:
         return self.state / "ssh_key"
 
     @property
+    def status(self) -> Path:
+        """What the API said last of how the sources fare."""
+        return self.state / "status.json"
+
+    @property
+    def status_is_old(self) -> Path:
+        """A file that is there when `status` is worth asking for again at the next check-in."""
+        return self.run / "status-is-old"
+
+    @property
     def restore(self) -> Path:
         """The default restore folder."""
         return self.state / "restore"

@@ -187,23 +187,7 @@ def _moment(value: object, field: str) -> datetime:
             return datetime.fromtimestamp(fields.number(value, field), timezone.utc)
         except (OverflowError, OSError, ValueError):
             raise FieldError(field, "must be a time") from None
-    moment = parse_moment(fields.text(value, field))
-    if moment is None or moment.tzinfo is None:
-        raise FieldError(field, "must be an ISO 8601 time with its offset from UTC")
-    return moment
-
-
-def parse_moment(text: str) -> datetime | None:
-    """Return an ISO 8601 time with its hyphens, or None.
-
-    A form without hyphens would be a snapshot's id. Python before 3.11 doesn't read a ``Z``.
-    """
-    if text[4:5] != "-":
-        return None
-    try:
-        return datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
-    except ValueError:
-        return None
+    return fields.moment(value, field)
 
 
 def list_snapshots(
@@ -288,7 +272,7 @@ def choose(
         return named[-1]
     if wanted == "latest":
         return max(candidates, key=lambda each: each.taken_at)
-    moment = parse_moment(wanted)
+    moment = fields.parse_moment(wanted)
     if moment is not None:
         limit = moment if moment.tzinfo else moment.replace(tzinfo=zone_of.tzinfo)
         older = [each for each in candidates if each.taken_at <= limit]

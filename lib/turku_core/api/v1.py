@@ -14,9 +14,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, Unrea
 from django.views.decorators.csrf import csrf_exempt
 
 from turku_core.api import clock
+from turku_core.api.agent_status import agent_status
+from turku_core.api.backup_requests import agent_backup_now
 from turku_core.api.checkin import agent_ping_checkin, agent_ping_restore
 from turku_core.api.counts import health
-from turku_core.api.refusals import NotHere, Refused
+from turku_core.api.refusals import NotHere, NotYet, Refused
 from turku_core.api.registration import update_config
 from turku_core.api.reports import storage_ping_source_update
 from turku_core.api.sessions import storage_ping_checkin
@@ -56,6 +58,8 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
         return _refusal(request, payload, 403, "Bad credentials")
     except NotHere as error:
         return _refusal(request, payload, 404, str(error))
+    except NotYet as error:
+        return _refusal(request, payload, 503, str(error))
     except (OperationalError, InterfaceError):
         log.exception("the database could not serve a call")
         return _text(503, "The API's database can't serve the call now; try again.")
@@ -135,6 +139,8 @@ CALLS: dict[str, Callable[[HttpRequest], HttpResponse]] = {
     "update_config": _view(update_config, REQUEST_BYTES_MAX),
     "agent_ping_checkin": _view(agent_ping_checkin, SMALL),
     "agent_ping_restore": _view(agent_ping_restore, SMALL),
+    "agent_status": _view(agent_status, SMALL),
+    "agent_backup_now": _view(agent_backup_now, SMALL),
     "storage_update_config": _view(storage_update_config, REQUEST_BYTES_MAX),
     "storage_ping_checkin": _view(storage_ping_checkin, SMALL),
     "storage_ping_source_update": _view(storage_ping_source_update, REQUEST_BYTES_MAX),

@@ -21,6 +21,8 @@ CALLS = (
     "update_config",
     "agent_ping_checkin",
     "agent_ping_restore",
+    "agent_status",
+    "agent_backup_now",
     "storage_update_config",
     "storage_ping_checkin",
     "storage_ping_source_update",
@@ -168,6 +170,8 @@ def _valid_requests(world: World, unit: UnitCaller, agent: AgentCaller) -> dict[
         },
         "agent_ping_checkin": agent.login,
         "agent_ping_restore": agent.login,
+        "agent_status": agent.login,
+        "agent_backup_now": {**agent.login, "sources": ["docs"]},
         "storage_update_config": {
             "auth": {"name": "storages", "secret": world.storage_key},
             "storage": {**unit.login["storage"], **unit.config, **more, "running": running},
