@@ -102,11 +102,21 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}, line {line}: the file is not UTF-8 text.") from error
+    return read_text(path, text)
+
+
+def read_text(path: Path, text: str) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Read a JSON or YAML mapping as `read_file` does, when its text is at hand already.
+
+    Args:
+        path: What the text is called in messages and origins; ``.json`` at its end means JSON.
+        text: The content.
+    """
     if not text.strip():
         return {}, {}
     values, origins = _parse_json(path, text) if path.suffix == ".json" else _parse_yaml(path, text)
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: the file must hold a mapping of names to values.")
+        raise ConfigurationError(f"{path}: there must be a mapping of names to values.")
     for key in values:
         if not isinstance(key, str):
             raise ConfigurationError(f"{path}: the key {key!r} must be text; put it in quotes.")

@@ -58,10 +58,19 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class LocalSources:
-    """The sources that are valid, and a sentence for each thing that isn't."""
+    """The sources that are valid, and a sentence for each thing that isn't.
+
+    Attributes:
+        sources: By name.
+        problems: The sentences, each with its file and line.
+        invalid: The names of the sources that aren't valid.
+        unread: The files that can't be read, so that nobody knows which sources they hold.
+    """
 
     sources: Mapping[str, LocalSource]
     problems: tuple[str, ...]
+    invalid: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
 
     def checked(self) -> Mapping[str, LocalSource]:
         """Return the sources when all of them are valid.
@@ -84,11 +93,13 @@ def load_sources(folder: Path) -> LocalSources:
     values: dict[str, Any] = {}
     origins: dict[str, Any] = {}
     problems = []
-    for path in _files(folder):
+    unread = []
+    for path in source_files(folder):
         try:
             file_values, file_origins = read_file(path)
         except ConfigurationError as error:
             problems.append(str(error))
+            unread.append(str(path))
             continue
         origins.update(file_origins)
         for name, value in file_values.items():
@@ -97,17 +108,36 @@ def load_sources(folder: Path) -> LocalSources:
                 known.update(value)
             else:
                 values[name] = value
+    checked = check_sources(values, origins, folder)
+    return LocalSources(
+        checked.sources, (*problems, *checked.problems), checked.invalid, tuple(unread)
+    )
+
+
+def check_sources(
+    values: Mapping[str, Any], origins: Mapping[str, object], where: object
+) -> LocalSources:
+    """Check sources that were read from one place or merged from several.
+
+    Args:
+        values: Each source by its name, as a file has it.
+        origins: Where it was read, and where each of its keys was (under ``NAME/KEY``).
+        where: What messages name when that isn't known.
+    """
     sources = {}
+    problems = []
     for name, value in values.items():
         try:
-            sources[name] = _source(name, value, str(origins.get(name, folder)))
+            sources[name] = _source(name, value, str(origins.get(name, where)))
         except FieldError as error:
-            where = _nearest(origins, name, error.field) or folder
-            problems.append(f"{where}: source {fields.shown(name)}: {_in_source(name, error)}.")
-    return LocalSources(sources, tuple(problems))
+            place = _nearest(origins, name, error.field) or where
+            problems.append(f"{place}: source {fields.shown(name)}: {_in_source(name, error)}.")
+    invalid = frozenset(values) - frozenset(sources)
+    return LocalSources(sources, tuple(problems), invalid)
 
 
-def _files(folder: Path) -> list[Path]:
+def source_files(folder: Path) -> list[Path]:
+    """Return the files of `sources.d` in the order in which they are merged."""
     try:
         return sorted(
             path
