@@ -111,6 +111,20 @@ class Catalogue:
         folder.create()
         return folder
 
+    def volumes_in_use(self) -> set[str]:
+        """Return the names of the volumes on which sources have their place, mounted or not.
+
+        Raises:
+            TurkuError: A machine's places can't be read.
+        """
+        machines = _names(self.state_folder / "places")
+        return {
+            str(volume)
+            for name in machines
+            if name.endswith(".json")
+            for volume in self._places(name.removesuffix(".json")).get("sources", {}).values()
+        }
+
     def records(self, folder: SourceFolder) -> tuple[list[Record], list[str]]:
         """Return one source's records, oldest first (expired ones too), and problems."""
         committed = (Condition.COMMITTED, Condition.LOST)

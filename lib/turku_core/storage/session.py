@@ -241,7 +241,7 @@ def _pull_and_freeze(
     mode = get_mode(
         resolve_mode(
             source.snapshot_mode,
-            session.settings.snapshot_mode,
+            folder.volume.snapshot_mode or session.settings.snapshot_mode,
             large_files=source.large_rotating_files or source.large_modifying_files,
             volume_path=folder.volume.path,
         ),

@@ -101,7 +101,8 @@ class Settings:
         name, secret: The unit's identity; None before it is made.
         ssh_ping_host, ssh_ping_port, ssh_ping_user, ssh_ping_host_keys: Where agents reach it.
         published: Whether new sources may be placed here.
-        snapshot_mode: The mode of sources that wish for none.
+        snapshot_mode: The mode of sources that wish for none, on volumes that have none of their
+            own.
         default_retention: The policy of sources that came without one.
         volumes: The file systems that hold backups.
         slots: How many sessions may pull at once; as many again may restore.
@@ -271,6 +272,7 @@ def _volume(merged: Merged, name: str, value: object) -> Volume:
             80.0,
         ),
         mount_required=read("mount_required", fields.boolean, False),
+        snapshot_mode=read("snapshot_mode", fields.snapshot_mode, None),
     )
 
 

@@ -52,7 +52,8 @@ class Volume:
 
     `high_water_pct` is the share of space (or inodes) in use, in percent, from which the volume
     takes no new machines. `mount_required` refuses a path that isn't itself a mount point, already
-    on first use, before there is a marker to compare.
+    on first use, before there is a marker to compare. `snapshot_mode` is the mode of its sources
+    that wish for none; None: the unit's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Volume:
     accept_new: bool = True
     high_water_pct: float = 80.0
     mount_required: bool = False
+    snapshot_mode: str | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,15 @@ def test_a_due_source_is_pulled_frozen_committed_and_reported(unit: Unit, machin
     assert (tree / "sub/two").read_text() == "second"
 
 
+def test_a_volumes_own_mode_comes_before_the_units(unit: Unit, machine: Machine) -> None:
+    volume = {"path": str(unit.volume), "accept_new_high_water_pct": 99, "snapshot_mode": "none"}
+    unit.configure(volumes={"main": volume}, snapshot_mode="link-dest")
+    machine.check_in()
+    unit.drain()
+    [listed] = unit.run_json("list")["snapshots"]
+    assert listed["mode"] == "none"
+
+
 def test_a_fielded_agent_gets_lines_of_text(unit: Unit, machine: Machine) -> None:
     with machine.daemon():
         connection = machine.connect()

@@ -57,6 +57,14 @@ def test_what_another_version_added_to_a_record_stays(catalogue: Catalogue) -> N
     assert json.loads(file.read_text())["from_the_future"] == 1
 
 
+def test_a_volume_is_in_use_when_a_source_has_its_place_there(catalogue: Catalogue) -> None:
+    assert catalogue.volumes_in_use() == set()
+    catalogue.open(MACHINE, "docs")
+    catalogue.open(OTHER, "docs")
+    (catalogue.state_folder.parent / "one").rename(catalogue.state_folder.parent / "unmounted")
+    assert catalogue.volumes_in_use() == {"one"}
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -44,7 +44,7 @@ def test_fielded_configuration_is_read_as_it_is(tmp_path: Path) -> None:
         "api_url: https://turku.example.com/v1\napi_auth: oldest-secret\n"
         "snapshot_mode: attic\nssh_ping_port: 2222\n"
         "volumes:\n  main:\n    path: /srv/turku\n    accept_new: false\n"
-        "    accept_new_high_water_pct: 70\n",
+        "    accept_new_high_water_pct: 70\n    snapshot_mode: attic\n",
     )
     write(
         tmp_path, "20-more.json", '{"volumes": {"more": {"path": "/srv/more"}}, "name": "unit-1"}'
@@ -53,10 +53,10 @@ def test_fielded_configuration_is_read_as_it_is(tmp_path: Path) -> None:
     assert read.api_urls == ("https://turku.example.com/v1",)
     assert read.registration == Auth(None, "oldest-secret")
     assert (read.snapshot_mode, read.ssh_ping_port, read.name) == ("borg", 2222, "unit-1")
-    assert [(each.name, str(each.path), each.accept_new, each.high_water_pct)
+    assert [(each.name, str(each.path), each.accept_new, each.high_water_pct, each.snapshot_mode)
             for each in read.volumes] == [
-        ("main", "/srv/turku", False, 70.0),
-        ("more", "/srv/more", True, 80.0),
+        ("main", "/srv/turku", False, 70.0, "borg"),
+        ("more", "/srv/more", True, 80.0, None),
     ]  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def test_without_an_identity_there_is_no_login(tmp_path: Path) -> None:
         ("volumes: {../a: {path: /srv}}", "volumes"),
         ("volumes: {a: {path: /srv, accept_new: maybe}}", "volumes.a.accept_new"),
         ("volumes: {a: {path: /srv, accept_new_high_water_pct: 101}}", "high_water_pct"),
+        ("volumes: {a: {path: /srv, snapshot_mode: zfs}}", "volumes.a.snapshot_mode"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str, words: str) -> None:
