@@ -116,7 +116,7 @@ def read_text(path: Path, text: str) -> tuple[dict[str, Any], dict[str, Origin]]
         return {}, {}
     values, origins = _parse_json(path, text) if path.suffix == ".json" else _parse_yaml(path, text)
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: there must be a mapping of names to values.")
+        raise ConfigurationError(f"{path} must hold a mapping of names to values.")
     for key in values:
         if not isinstance(key, str):
             raise ConfigurationError(f"{path}: the key {key!r} must be text; put it in quotes.")
