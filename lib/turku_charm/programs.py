@@ -6,12 +6,14 @@ import json
 import logging
 import pwd
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from turku_core.errors import (
     BAD_USAGE,
+    DONE,
     TRY_AGAIN_LATER,
     ConfigurationError,
     TryAgainLater,
@@ -53,6 +55,7 @@ class Programs:
         *arguments: str,
         given: str | None = None,
         seconds_max: float = SECONDS_MAX,
+        answering: Collection[int] = (DONE,),
     ) -> str:
         """Run a program and return what it printed.
 
@@ -61,6 +64,8 @@ class Programs:
             arguments: Its arguments.
             given: What it reads from its standard input; it may be secret and is never logged.
             seconds_max: How long it may take.
+            answering: The exit codes with which it has answered; some programs tell with theirs
+                that what they found is bad.
 
         Raises:
             ConfigurationError: It says that a configuration or an argument isn't valid (exit code
@@ -89,7 +94,7 @@ class Programs:
             raise TurkuError(f"{name} did not end within {seconds_max:.0f} seconds.") from error
         except OSError as error:
             raise TurkuError(f"{command[0]} can't be run: {error.strerror}.") from error
-        if done.returncode == 0:
+        if done.returncode in answering:
             return done.stdout
         raise _failure(name, done.returncode, done.stderr)
 
@@ -99,9 +104,12 @@ class Programs:
         *arguments: str,
         given: str | None = None,
         seconds_max: float = SECONDS_MAX,
+        answering: Collection[int] = (DONE,),
     ) -> Any:
         """Run a program with ``--json`` and return what it answered; raises as `run` does."""
-        printed = self.run(name, *arguments, "--json", given=given, seconds_max=seconds_max)
+        printed = self.run(
+            name, *arguments, "--json", given=given, seconds_max=seconds_max, answering=answering
+        )
         try:
             return json.loads(printed)
         except ValueError as error:

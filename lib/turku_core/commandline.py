@@ -126,16 +126,21 @@ def _as_json(value: object) -> str:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headings, in columns as wide as their content; None is shown as a dash."""
+    """Print rows under headings; see `table`."""
+    print(table(headings, rows))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows under headings, in columns as wide as their content; None is shown as a dash."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [
         max(len(column) for column in columns)
         for columns in zip([heading.upper() for heading in headings], *cells, strict=True)
     ]
-    for line in ([heading.upper() for heading in headings], *cells):
-        print(
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        )
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in ([heading.upper() for heading in headings], *cells)
+    )
 
 
 def _cell(value: object) -> str:

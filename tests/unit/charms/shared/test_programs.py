@@ -100,3 +100,10 @@ def test_a_program_that_does_not_end_is_ended(tmp_path: Path) -> None:
     with pytest.raises(TurkuError, match="did not end"):
         script(tmp_path, "exec sleep 60").run("turku-tried", seconds_max=0.3)
     assert time.monotonic() - began < 10
+
+
+def test_a_program_may_answer_with_an_exit_code_that_tells_of_something_bad(tmp_path: Path) -> None:
+    programs = script(tmp_path, "echo '[\"damaged\"]'; exit 1")
+    assert programs.run_json("turku-tried", answering=(0, 1)) == ["damaged"]
+    with pytest.raises(TurkuError):
+        programs.run_json("turku-tried")
