@@ -406,6 +406,12 @@ class StorageUnitAdmin(ReadOnlyAdmin):
         """Return how many sources are kept here, as a link to them."""
         return _link(Source, {"storage__id__exact": unit.pk}, unit.sources_published)
 
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Let an operator's word on `active` stand, whatever relations announce."""
+        if "active" in form.changed_data:
+            obj.withdrawn = False
+        super().save_model(request, obj, form, change)
+
     @admin.action(description="Pause: no more backups here until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[StorageUnit]) -> None:
         """Pause storage units."""
@@ -542,7 +548,10 @@ class RegistrationKeyAdmin(ReadOnlyAdmin):
         """Ask for little."""
         if obj is None:
             return ["name", "kind", "comment"]
-        return ["name", "kind", "comment", "active", "disabled_at", "created_at"]
+        return [
+            *("name", "kind", "from_relation", "comment"),
+            *("active", "disabled_at", "created_at"),
+        ]
 
     @admin.display(description="machines", ordering="machines_registered")
     def machine_count(self, key: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from turku_core import credentials
 from turku_core.api.models import Machine, RegistrationKey, StorageUnit
-from turku_core.api.refusals import Refused
+from turku_core.api.refusals import NotYet, Refused
 from turku_core.fields import required
 from turku_core.protocol.messages import Auth, MachineLogin, StorageLogin
 
@@ -22,24 +22,34 @@ def check_secret(secret: str, secret_hash: str | None) -> None:
         raise Refused
 
 
-def machine_of(login: MachineLogin) -> Machine:
+def machine_of(login: MachineLogin, *, waits_if_withdrawn: bool = False) -> Machine:
     """Return the active machine that `login` is of.
+
+    Args:
+        login: What it shows.
+        waits_if_withdrawn: Whether a machine that no unit announces is told to try again: when its
+            relation is made anew, it may well be here before its announcement.
 
     Raises:
         Refused: There is none, it isn't active, or its secret is another one.
+        NotYet: See `waits_if_withdrawn`.
     """
     machine = Machine.objects.filter(uuid=login.uuid).first()
     check_secret(login.secret, machine.secret_hash if machine else None)
+    if machine is not None and machine.withdrawn and waits_if_withdrawn:
+        raise NotYet(f"The machine {machine.uuid} is not announced on any relation at present.")
     if machine is None or not machine.active:
         raise Refused
     return machine
 
 
-def storage_unit_of(request: Mapping[str, Any]) -> StorageUnit:
+def storage_unit_of(request: Mapping[str, Any], *, waits_if_withdrawn: bool = False) -> StorageUnit:
     """Return the active storage unit that the request is of; raises as `machine_of` does."""
     login = StorageLogin.from_json(request)
     unit = StorageUnit.objects.filter(name=login.name).first()
     check_secret(login.secret, unit.secret_hash if unit else None)
+    if unit is not None and unit.withdrawn and waits_if_withdrawn:
+        raise NotYet(f"The storage unit {unit.name} is not announced on any relation at present.")
     if unit is None or not unit.active:
         raise Refused
     return unit

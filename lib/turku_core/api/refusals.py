@@ -7,5 +7,9 @@ class Refused(Exception):
     """The caller isn't who it says, or isn't known (403); one answer for both."""
 
 
+class NotYet(Exception):
+    """Nothing is wrong, but what the call needs comes later (503); the message says what."""
+
+
 class NotHere(Exception):
     """The storage unit doesn't have that machine or source (404)."""

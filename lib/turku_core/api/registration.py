@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from turku_core import credentials, fields
-from turku_core.api import due, filters, logins, placement
+from turku_core.api import announcements, due, filters, logins, placement
 from turku_core.api.models import KeyKind, Machine, RegistrationKey, Source
 from turku_core.api.refusals import Refused
 from turku_core.fields import FieldError, join, optional, required
@@ -30,14 +30,16 @@ def update_config(request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     says what is wrong with it.
 
     Raises:
-        Refused: A newcomer without a valid registration key, or a known UUID with another secret.
+        Refused: A newcomer without a valid registration key, or a known UUID with another secret;
+            or an SSH key that a relation's unit did not announce.
+        NotYet: A relation's unit has not announced the machine.
         FieldError: A field isn't valid; when it is one of the machine's own, nothing is changed.
     """
     login = MachineLogin.from_json(request)
     known = Machine.objects.filter(uuid=login.uuid).exists()
     key = None if known else logins.registration_key_of(request, KeyKind.MACHINE)
     if known:
-        logins.machine_of(login)
+        logins.machine_of(login, waits_if_withdrawn=True)
     body = fields.mapping(required(request, "machine"), "machine")
     config = MachineConfig.from_json({**body, "sources": None})
     version = optional(body, "version", _version, "", "machine")
@@ -108,7 +110,9 @@ def _save_machine(
 
     Raises:
         FieldError: Another active machine uses the same SSH key.
-        Refused: Somebody else has registered the UUID in the same moment.
+        Refused: Somebody else has registered the UUID in the same moment, or the SSH key isn't the
+            one that was announced.
+        NotYet: The machine has to be announced first.
     """
     values = {
         "unit_name": config.unit_name,
@@ -123,6 +127,8 @@ def _save_machine(
     secret_hash = credentials.hash_secret(login.secret)
     try:
         with transaction.atomic():
+            if key is not None:
+                announcements.permit_registration(key, login.uuid, config.ssh_public_key)
             machine, is_new = Machine.objects.get_or_create(
                 uuid=login.uuid,
                 defaults={**values, "secret_hash": secret_hash, "registration_key": key},
@@ -135,6 +141,8 @@ def _save_machine(
             if not machine.active:
                 raise Refused
             changed = [name for name, value in values.items() if getattr(machine, name) != value]
+            if "ssh_key_fingerprint" in changed:
+                announcements.permit_ssh_key(machine, config.ssh_public_key)
             for name in changed:
                 setattr(machine, name, values[name])
             if changed:

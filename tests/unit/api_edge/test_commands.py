@@ -509,3 +509,72 @@ def test_a_database_that_fails_is_a_sentence(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr("turku_core.api.management.commands.list_machines.Command.rows", fail)
     with pytest.raises(TurkuError, match=r"The database refused: database is locked\."):
         run("list-machines")
+
+
+# Relations
+
+
+def given(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    """Let a command read JSON from its standard input."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(value)))
+
+
+def test_a_relations_key_is_made_its_machine_announced_and_withdrawn(
+    run: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = credentials.make_secret()
+    key = {"name": "agents-4", "kind": "machine", "secret": secret}
+    given(monkeypatch, {"keys": [key]})
+    assert json.loads(run("sync-registration-keys", "--json")) == {
+        "created": ["agents-4"], "changed": [], "enabled": [], "disabled": [],
+    }  # fmt: skip
+    agent = world.agent(register=False)
+    auth = {"name": "agents-4", "secret": secret}
+    assert agent.update(auth=auth).status == 503
+    announcement = {
+        "key": "agents-4",
+        "unit": "agent/0",
+        "machine_uuid": agent.uuid,
+        "ssh_public_key": agent.config["ssh_public_key"],
+    }
+    given(monkeypatch, {"announcements": [announcement]})
+    assert json.loads(run("announce", "--json"))["announced"] == ["agent/0"]
+    assert agent.update(auth=auth).status == 200
+    [row] = [
+        row
+        for row in json.loads(run("list-registration-keys", "--json"))
+        if row["name"] == "agents-4"
+    ]
+    assert (row["from_relation"], row["announced"], row["registered"]) == (True, 1, 1)
+    answer = run("withdraw", "--key", "agents-4", "--unit", "agent/0", "--json")
+    assert json.loads(answer) == {"retired": [agent.uuid], "deactivated": []}
+
+
+def test_a_person_reads_what_was_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [
+        {"name": f"agents-{n}", "kind": "machine", "secret": credentials.make_secret()}
+        for n in (1, 2)
+    ]
+    given(monkeypatch, {"keys": keys})
+    assert run("sync-registration-keys") == "created: agents-1, agents-2\n"
+    given(monkeypatch, {"keys": keys})
+    assert run("sync-registration-keys") == "Nothing had to be changed.\n"
+
+
+@pytest.mark.parametrize("command", ["sync-registration-keys", "announce"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"keys": 1, "announcements": 1}', "[" * 100_000])
+def test_a_command_that_reads_json_says_what_it_could_not_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, text: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    with pytest.raises(ConfigurationError, match=r"(?i)standard input|keys|announcements"):
+        run(command)
+
+
+def test_a_secret_that_is_no_good_is_not_in_the_message(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, {"keys": [{"name": "a", "kind": "machine", "secret": "it's no good"}]})
+    with pytest.raises(ConfigurationError) as caught:
+        run("sync-registration-keys")
+    assert "keys[0].secret" in str(caught.value) and "no good" not in str(caught.value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError
 
+from turku_core import fields
 from turku_core.api.database import DatabaseUnreachable, require_migrated_database
 from turku_core.api.models import Backup, Source
 from turku_core.api.overdue import first_line
@@ -23,6 +25,10 @@ from turku_core.commandline import (
     print_json,
     print_table,
 )
+from turku_core.errors import ConfigurationError
+from turku_core.fields import FieldError
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,9 @@ DJANGO_OPTIONS = frozenset(
 
 SOURCE_HEADINGS = ("machine", "source", "state", "frequency", "storage", "last good", "next due")
 BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "snapshot", "summary")
+
+ITEMS_MAX = 100_000
+"""How many things a command may be told at once."""
 
 SUMMARY_CHARACTERS_MAX = 60
 """A longer summary is cut in a table; JSON has the whole of it."""
@@ -73,6 +82,23 @@ class Command(BaseCommand):
     def note(self, sentence: str) -> None:
         """Say something to a person, beside the answer that a program may read."""
         print(sentence, file=sys.stderr)
+
+
+def read_items(key: str, item: Callable[[object, str], T]) -> tuple[T, ...]:
+    """Read ``{key: [...]}`` from standard input, where secrets are better off than in arguments.
+
+    Raises:
+        ConfigurationError: It is something else, or `item` (as in `fields.items`) refused one.
+    """
+    try:
+        request = json.load(sys.stdin)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"Standard input is not JSON: {error}.") from error
+    try:
+        listed = fields.required(fields.mapping(request, "standard input"), key)
+        return fields.items(listed, key, item, ITEMS_MAX)
+    except FieldError as error:
+        raise ConfigurationError(f"{error}.") from error
 
 
 class ReportingCommand(Command):
@@ -111,6 +137,15 @@ def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothi
         print(nothing)
         return
     print_table(headings, [[_shown(heading, row[heading]) for heading in headings] for row in rows])
+
+
+def print_changes(changes: Mapping[str, Sequence[str]], *, as_json: bool) -> None:
+    """Print what was changed: for a person a line for each kind of change that there was."""
+    if as_json:
+        print_json(changes)
+        return
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in changes.items() if names]
+    print("\n".join(lines) or "Nothing had to be changed.")
 
 
 def _shown(heading: str, value: Any) -> Any:

@@ -94,9 +94,15 @@ class Machine(models.Model):
         self.save(update_fields=["paused"])
         due.begin_again(self, now)
 
-    def retire(self, now: datetime) -> None:
-        """Let the machine go: no more calls, sessions or alerts; its backups stay."""
-        self.active = self.withdrawn = False
+    def retire(self, now: datetime, *, withdrawn: bool = False) -> None:
+        """Let the machine go: no more calls, sessions or alerts; its backups stay.
+
+        Args:
+            now: The time that is noted.
+            withdrawn: No unit announces it any more; the next one that does takes it back.
+        """
+        self.active = False
+        self.withdrawn = withdrawn
         self.retired_at = now
         self.next_due_at = None
         self.save(update_fields=["active", "withdrawn", "retired_at", "next_due_at"])

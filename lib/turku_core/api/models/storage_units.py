@@ -81,6 +81,22 @@ class StorageUnit(models.Model):
         """Whether the unit says, at each update, which sessions are alive."""
         return "leases" in self.capabilities
 
+    def deactivate(self, *, withdrawn: bool = False) -> None:
+        """Put the unit out of service: its sources are placed elsewhere, its records stay.
+
+        Args:
+            withdrawn: No unit announces it any more; the next one that does takes it back.
+        """
+        self.active = False
+        self.withdrawn = withdrawn
+        self.save(update_fields=["active", "withdrawn"])
+
+    def activate(self) -> None:
+        """Take the unit back into service; sources that are still on it stay there."""
+        self.active = True
+        self.withdrawn = False
+        self.save(update_fields=["active", "withdrawn"])
+
     def pause(self) -> None:
         """Send no more backups here until `resume`; sessions that run are let end."""
         self.paused = True
