@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from turku_core.errors import TurkuError
 
 logger = logging.getLogger(__name__)
 
+RESULT_BYTES_MAX = 100_000
+"""Each result goes to Juju as an argument of a command, and Linux takes no more than 128 KiB."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -22,10 +25,13 @@ class Result:
     Attributes:
         text: In words or as a table, for a person.
         values: The same as plain data, for a program; JSON must be able to hold it.
+        failure: A sentence when what was found or done counts as a failure of the action; the
+            results are there all the same.
     """
 
     text: str
     values: Any
+    failure: str | None = None
 
 
 def answer(event: ops.ActionEvent, body: Callable[[], Result]) -> None:
@@ -36,6 +42,36 @@ def answer(event: ops.ActionEvent, body: Callable[[], Result]) -> None:
         logger.info("action failed: %s", error)
         event.fail(str(error))
         return
-    event.set_results(
-        {"result": result.text, "json": json.dumps(result.values, sort_keys=True, default=str)}
-    )
+    event.set_results({"result": _cut_text(result.text), "json": _cut_json(result.values)})
+    if result.failure is not None:
+        event.fail(result.failure)
+
+
+def _cut_text(text: str) -> str:
+    """Return as many of the lines as fit, and how many are left out."""
+    if len(text.encode()) <= RESULT_BYTES_MAX:
+        return text
+    lines = text.split("\n")
+    kept = len(lines)
+    while len("\n".join(lines[:kept]).encode()) > RESULT_BYTES_MAX:
+        kept //= 2
+    return "\n".join([*lines[:kept], f"... and {len(lines) - kept} lines more"])
+
+
+def _cut_json(values: Any) -> str:
+    """Return values as JSON; what is too long loses the ends of its longest lists.
+
+    Then ``left_out`` says how many items of which list are missing.
+    """
+    text = json.dumps(values, sort_keys=True, default=str)
+    lists = {}
+    if isinstance(values, Mapping):
+        lists = {key: value for key, value in values.items() if isinstance(value, list) and value}
+    kept = dict(lists)
+    while len(text.encode()) > RESULT_BYTES_MAX and any(kept.values()):
+        longest = max(kept, key=lambda key: len(kept[key]))
+        kept[longest] = kept[longest][: len(kept[longest]) // 2]
+        left_out = {key: len(lists[key]) - len(kept[key]) for key in lists}
+        missing = {key: count for key, count in left_out.items() if count}
+        text = json.dumps({**values, **kept, "left_out": missing}, sort_keys=True, default=str)
+    return text

@@ -94,7 +94,7 @@ class Programs:
             raise TurkuError(f"{name} did not end within {seconds_max:.0f} seconds.") from error
         except OSError as error:
             raise TurkuError(f"{command[0]} can't be run: {error.strerror}.") from error
-        if done.returncode in answering:
+        if done.returncode == DONE or (done.returncode in answering and done.stdout.strip()):
             return done.stdout
         raise _failure(name, done.returncode, done.stderr)
 

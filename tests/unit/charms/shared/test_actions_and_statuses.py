@@ -14,18 +14,28 @@ from turku_charm.statuses import CHARACTERS_MAX, Blocked, NotReady, status_of
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
 
 META = {"name": "doer"}
-ACTIONS = {"do": {"params": {"well": {"type": "boolean", "default": True}}}}
+ACTIONS = {
+    "do": {"params": {"well": {"type": "boolean", "default": True}}},
+    "look": {"params": {"lines": {"type": "integer", "default": 1}}},
+}
 
 
 class Doer(ops.CharmBase):
-    """Has one action."""
+    """Has two actions; the second finds fault with whatever it looks at."""
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
         framework.observe(self.on["do"].action, self._do)
+        framework.observe(self.on["look"].action, self._look)
 
     def _do(self, event: ops.ActionEvent) -> None:
         answer(event, lambda: self._body(event.params.get("well", True)))
+
+    def _look(self, event: ops.ActionEvent) -> None:
+        found = [
+            f"line {number} is long, and there are many" for number in range(event.params["lines"])
+        ]
+        answer(event, lambda: Result("\n".join(found), {"found": found, "few": [1]}, "It is bad."))
 
     def _body(self, well: bool) -> Result:
         if not well:
@@ -49,6 +59,28 @@ def test_a_failure_is_a_sentence() -> None:
     with pytest.raises(testing.ActionFailed) as caught:
         context.run(context.on.action("do", params={"well": False}), testing.State())
     assert caught.value.message == "The source docs isn't there: look at list-snapshots."
+
+
+def test_what_is_found_is_shown_also_when_it_counts_as_a_failure() -> None:
+    context = testing.Context(Doer, meta=META, actions=ACTIONS)
+    with pytest.raises(testing.ActionFailed) as caught:
+        context.run(context.on.action("look", params={"lines": 2}), testing.State())
+    assert caught.value.message == "It is bad."
+    assert context.action_results is not None
+    assert len(json.loads(context.action_results["json"])["found"]) == 2
+
+
+def test_results_are_cut_to_what_juju_can_carry_and_stay_readable() -> None:
+    context = testing.Context(Doer, meta=META, actions=ACTIONS)
+    with pytest.raises(testing.ActionFailed):
+        context.run(context.on.action("look", params={"lines": 100_000}), testing.State())
+    assert context.action_results is not None
+    assert all(len(text) < 128 * 1024 for text in context.action_results.values())
+    values = json.loads(context.action_results["json"])
+    assert len(values["found"]) + values["left_out"]["found"] == 100_000
+    assert values["few"] == [1]
+    last = context.action_results["result"].splitlines()[-1]
+    assert last.startswith("... and ") and last.endswith(" lines more")
 
 
 @pytest.mark.parametrize(
