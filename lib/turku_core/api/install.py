@@ -52,8 +52,8 @@ def install(root: Path, user: str = USER) -> Installed:
         raise ConfigurationError("install-service writes to /etc: run it as root.")
     program = find_program()
     if live:
-        _ensure_user(user)
-        _give_folders(root, user)
+        ensure_user(user)
+        give_folders(root, user)
         if not _SYSTEMD_RUNS.is_dir():
             raise TurkuError(
                 f"This host doesn't run systemd. The user {user} and its folders are ready: let "
@@ -111,7 +111,8 @@ def _write_units(root: Path, user: str, program: Path) -> list[Path]:
     return changed
 
 
-def _ensure_user(user: str) -> None:
+def ensure_user(user: str) -> None:
+    """Make the system account that the API runs as, unless it is there. Raises TurkuError."""
     try:
         pwd.getpwnam(user)
     except KeyError:
@@ -123,7 +124,7 @@ def _ensure_user(user: str) -> None:
         )
 
 
-def _give_folders(root: Path, user: str) -> None:
+def give_folders(root: Path, user: str) -> None:
     """Let the user own its data, and read the configuration, which may hold a password."""
     entry = pwd.getpwnam(user)
     data, configuration = root / _DATA, root / _CONFIGURATION
