@@ -237,6 +237,33 @@ def port(value: object, field: str) -> int:
     return integer(value, field, 1, 65535)
 
 
+def listen_address(value: object, field: str) -> str:
+    """Return an IP address and a port to listen on, such as ``127.0.0.1:9520`` or ``[::1]:9520``.
+
+    No host name: what it stands for might be another address, or none, when the system boots.
+    """
+    if isinstance(value, str):
+        address, separator, digits = value.rpartition(":")
+        bracketed = address.startswith("[") and address.endswith("]")
+        try:
+            found = ipaddress.ip_address(address[1:-1] if bracketed else address)
+        except ValueError:
+            found = None
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= 5
+        if (
+            found is not None
+            and bracketed == (found.version == 6)
+            and "%" not in address
+            and separator
+            and is_number
+            and 1 <= int(digits) <= 65535
+        ):
+            return f"[{found}]:{int(digits)}" if bracketed else f"{found}:{int(digits)}"
+    raise FieldError(
+        field, f"must be an address and a port such as 127.0.0.1:9520, not {shown(value)}"
+    )
+
+
 def user(value: object, field: str) -> str:
     """Return a Unix user name, as useradd(8) accepts it."""
     if isinstance(value, str) and _USER.fullmatch(value):

@@ -30,6 +30,7 @@ CHECKS = [
     fields.secret,
     fields.host,
     fields.port,
+    fields.listen_address,
     fields.user,
     fields.public_key,
     fields.public_keys,
@@ -247,3 +248,21 @@ def test_other_forms_of_a_uuid_are_refused(value: object) -> None:
 def test_a_list_error_names_the_item() -> None:
     with pytest.raises(FieldError, match=r"exclude\[1\]"):
         fields.items(["*.tmp", 7], "exclude", fields.exclude_rule)
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:9520", "[::1]:9520", "0.0.0.0:1"])
+def test_an_address_to_listen_on_is_accepted(value: str) -> None:
+    assert fields.listen_address(value, "metrics_listen") == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "9520", ":9520", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536",
+        "localhost:9520", "::1:9520", "[127.0.0.1]:9520", "[fe80::1%eth0]:9520",
+        "127.0.0.1:95 20", "127.0.0.1:9520\n[Service]", "127.0.0.1:٩", 9520, None,
+    ],
+)  # fmt: skip
+def test_what_is_no_address_to_listen_on_is_refused(value: object) -> None:
+    with pytest.raises(FieldError, match="metrics_listen: must be an address and a port"):
+        fields.listen_address(value, "metrics_listen")
