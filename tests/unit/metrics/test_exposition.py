@@ -15,7 +15,7 @@ from turku_core.metrics.table import TABLES
 
 TABLE = (
     Metric("turku_test_a_seconds", "seconds", ("name", "kind"), "One with a \\ and\na break"),
-    Metric("turku_test_count", "count", (), "Another"),
+    Metric("turku_test_things", "count", (), "Another"),
     Metric("turku_test_c_bytes", "bytes", (), "One that has no sample"),
 )
 
@@ -30,7 +30,7 @@ def checked(text: str) -> str:
 
 def test_the_text_is_exactly_this() -> None:
     samples = Samples(TABLE)
-    samples.add("turku_test_count", 3)
+    samples.add("turku_test_things", 3)
     samples.add("turku_test_a_seconds", 1.5, kind="x", name='a "b" \\c')
     samples.add("turku_test_a_seconds", None, kind="x", name="never")
     samples.add(
@@ -44,15 +44,15 @@ def test_the_text_is_exactly_this() -> None:
         "# TYPE turku_test_a_seconds gauge\n"
         'turku_test_a_seconds{name="a \\"b\\" \\\\c",kind="x"} 1.5\n'
         'turku_test_a_seconds{name="a",kind="y"} 1795343400\n'
-        "# HELP turku_test_count Another.\n"
-        "# TYPE turku_test_count gauge\n"
-        "turku_test_count 3\n"
+        "# HELP turku_test_things Another.\n"
+        "# TYPE turku_test_things gauge\n"
+        "turku_test_things 3\n"
     )
     assert checked(samples.text()) == ""
 
 
 def test_the_checker_would_find_a_mistake() -> None:
-    assert "error while linting" in checked('turku_test_count{a="unended} 3\n')
+    assert "error while linting" in checked('turku_test_things{a="unended} 3\n')
 
 
 @pytest.mark.parametrize("labels", [{}, {"name": "a"}, {"name": "a", "kind": "b", "more": "c"}])
