@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from turku_core.commandline import Progress
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TurkuError
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
-from turku_core.protocol.messages import Source, StorageAddress
+from turku_core.protocol.messages import Source, StorageAddress, come_back_seconds
 
 # Whatever only a session needs is imported when there is one: an idle check-in runs on thousands
 # of machines every five minutes.
@@ -35,6 +35,10 @@ CHECKIN_SECONDS = 300.0
 """How often to check in again while sessions run, so that a long first backup doesn't keep other
 sources waiting."""
 
+COME_BACK_SECONDS_MAX = 120.0
+"""How long a ping goes on coming back altogether, as the API asks it to while something due only
+waits for its storage unit; then it leaves that to the next ping."""
+
 SESSIONS_MAX = 4
 GONOGO_SECONDS = 240.0
 
@@ -46,10 +50,13 @@ class Due:
     Attributes:
         sources: The sources that are due, by name; each has its storage unit.
         problems: A sentence for each one that can't be used.
+        come_back_seconds: When to ask again, because something is due and only waits for its
+            storage unit; None: it isn't so.
     """
 
     sources: Mapping[str, Source]
     problems: tuple[str, ...] = ()
+    come_back_seconds: float | None = None
 
 
 def check_in(client: Client, identity: Identity) -> Due:
@@ -59,7 +66,13 @@ def check_in(client: Client, identity: Identity) -> Due:
         TurkuError: The call failed, see `turku_core.protocol.client`.
     """
     answer = client.call("agent_ping_checkin", {"machine": identity.login()})
-    return sources_of(answer, "scheduled_sources")
+    due = sources_of(answer, "scheduled_sources")
+    try:
+        pause = fields.optional(answer["machine"], "come_back_seconds", come_back_seconds, None)
+    except FieldError as error:
+        problem = f"The API's answer is not valid: {error}."
+        return replace(due, problems=(*due.problems, problem))
+    return replace(due, come_back_seconds=pause)
 
 
 def sources_of(answer: Mapping[str, object], key: str) -> Due:
@@ -219,25 +232,52 @@ def ping(
         The exit code, and how each source that was due went.
 
     Raises:
-        TurkuError: The first check-in failed.
+        TurkuError: A check-in failed before any session had begun.
     """
     _sweep(locations.run)
+    until = time.monotonic() + COME_BACK_SECONDS_MAX
     due = check_in(client, identity)
-    if not due.sources and not due.problems:
-        logger.info("nothing is due")
-        return DONE, {}
+    while not due.sources and not due.problems:
+        pause = _pause(due, until)
+        if pause is None:
+            logger.info("nothing is due")
+            return DONE if due.come_back_seconds is None else TRY_AGAIN_LATER, {}
+        logger.info("the API asks to come back in %.0f s", pause)
+        # A signal ends the ping with an exception, so also this pause.
+        time.sleep(pause)
+        due = check_in(client, identity)
     from turku_core.agent.processes import Stop
 
     stop = Stop()
     sessions = Sessions(locations, identity, stop)
     try:
         failed = _begin(locations, due, sessions)
-        while not sessions.wait(CHECKIN_SECONDS):
-            failed |= _check_in_again(locations, client, identity, sessions)
+        while True:
+            pause = _pause(due, until)
+            began = time.monotonic()
+            if sessions.wait(CHECKIN_SECONDS if pause is None else pause):
+                if pause is None:
+                    break
+                time.sleep(max(0.0, began + pause - time.monotonic()))
+            due = _check_in_again(client, identity)
+            failed |= _begin(locations, due, sessions)
     finally:
         sessions.finish()
         stop.close()
     return _exit_code(failed, sessions.outcomes), sessions.outcomes
+
+
+def _pause(due: Due, until: float) -> float | None:
+    """Return for how long to wait before the next check-in, if the API asked for one.
+
+    Args:
+        due: What the last one answered.
+        until: When we no longer come back, as `time.monotonic` counts.
+    """
+    left = until - time.monotonic()
+    if due.come_back_seconds is None or left <= 0:
+        return None
+    return min(due.come_back_seconds, left)
 
 
 def _sweep(run_folder: Path) -> None:
@@ -264,15 +304,13 @@ def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:
     return bool(own.problems or due.problems)
 
 
-def _check_in_again(
-    locations: Locations, client: Client, identity: Identity, sessions: Sessions
-) -> bool:
+def _check_in_again(client: Client, identity: Identity) -> Due:
     try:
-        return _begin(locations, check_in(client, identity), sessions)
+        return check_in(client, identity)
     except TurkuError as error:
         # The sessions that run are worth more than this call, and it comes again.
         logger.warning("%s", error)
-        return False
+        return Due({})
 
 
 def _exit_code(failed: bool, outcomes: Mapping[str, Outcome]) -> int:

@@ -92,12 +92,16 @@ class Client:
         """
         body = json.dumps(payload).encode("utf-8")
         problems = []
+        not_yet = None
         for url in self._urls:
             try:
                 return self._call_one(f"{url}/{name}", body)
             except _NoAnswer as error:
                 logger.info("%s: %s", url, error)
                 problems.append(f"{url}: {error}")
+                not_yet = error.words or not_yet
+        if not_yet is not None:
+            raise ApiUnreachable(f"The API can't do it now; try again later: {not_yet}")
         raise ApiUnreachable(
             f"The API can't be reached; the call is worth another try later. {'; '.join(problems)}."
         )
@@ -114,17 +118,26 @@ class Client:
                 stream=True,
             ) as response:
                 content = _read_bounded(response)
+                is_text = response.headers.get("Content-Type", "").startswith("text/plain")
         except requests.exceptions.SSLError as error:
             raise _NoAnswer(f"its certificate isn't trusted ({_innermost(error)})") from error
         except requests.exceptions.Timeout as error:
             raise _NoAnswer("no answer in time") from error
         except (requests.exceptions.RequestException, UnicodeError) as error:
             raise _NoAnswer(_innermost(error)) from error
-        return _answer(response.status_code, content)
+        return _answer(response.status_code, content, is_text)
 
 
 class _NoAnswer(Exception):
-    """This URL didn't give an answer of the API; the message says why, without a full stop."""
+    """This URL didn't give an answer of the API; the message says why, without a full stop.
+
+    Attributes:
+        words: What the API itself said of why it can't answer yet; None: it wasn't the API.
+    """
+
+    def __init__(self, why: str, words: str | None = None) -> None:
+        super().__init__(why)
+        self.words = words
 
 
 def _read_bounded(response: requests.Response) -> bytes:
@@ -136,7 +149,7 @@ def _read_bounded(response: requests.Response) -> bytes:
     return bytes(content)
 
 
-def _answer(status: int, content: bytes) -> dict[str, Any]:
+def _answer(status: int, content: bytes, is_text: bool) -> dict[str, Any]:
     if status == 200:
         try:
             answer = json.loads(content)
@@ -156,7 +169,9 @@ def _answer(status: int, content: bytes) -> dict[str, Any]:
         )
     if status == 404 and said:
         raise ApiNotFound(f"The API does not know it: {said}")
-    raise _NoAnswer(f"the answer has the HTTP status {status}")
+    # A proxy says 503 too when no API is behind it, but in HTML.
+    words = said if status == 503 and is_text and said else None
+    raise _NoAnswer(f"the answer has the HTTP status {status}", words)
 
 
 def _innermost(error: BaseException) -> str:

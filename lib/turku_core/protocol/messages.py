@@ -58,6 +58,15 @@ def _excludes(value: object, field: str) -> tuple[str, ...]:
     return fields.items(value, field, fields.exclude_rule)
 
 
+COME_BACK_SECONDS = (1, 300)
+"""The shortest and the longest pause after which the API may ask a machine to check in again."""
+
+
+def come_back_seconds(value: object, field: str) -> float:
+    """Return the ``come_back_seconds`` of a check-in's answer."""
+    return fields.number(value, field, *COME_BACK_SECONDS)
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """What a machine says of one of its sources; the defaults are the protocol's."""
