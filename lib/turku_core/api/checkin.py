@@ -6,30 +6,39 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from turku_core.api import answers, grants, leases, logins
+from turku_core.api import answers, grants, leases, logins, restore_orders
 from turku_core.api.models import Machine
 from turku_core.api.refusals import Refused
 from turku_core.protocol.messages import MachineLogin
+from turku_core.protocol.restore_orders import running_orders_from_json
 
 
 def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Answer the sources that are due, leased to the caller.
+    """Answer the sources that are due and the restores that were ordered, leased to the caller.
 
     Thousands of machines call this every five minutes, and hardly ever is anything due: then it
     is one read by the UUID's index and one write of a column without an index.
     """
     login = MachineLogin.from_json(request)
-    columns = ("pk", "secret_hash", "active", "next_due_at")
+    running = running_orders_from_json(request["machine"])
+    columns = ("pk", "secret_hash", "active", "next_due_at", "next_order_at")
     rows = Machine.objects.filter(uuid=login.uuid).order_by().values_list(*columns)
-    pk, secret_hash, active, next_due_at = next(iter(rows), (0, None, False, None))
+    nobody = (0, None, False, None, None)
+    pk, secret_hash, active, next_due_at, next_order_at = next(iter(rows), nobody)
     logins.check_secret(login.secret, secret_hash)
     if not active:
         raise Refused
     Machine.objects.filter(pk=pk).update(last_checkin_at=now)
-    if next_due_at is None or next_due_at > now:
-        return {"machine": {"scheduled_sources": {}}}
-    sources = answers.sources_to_back_up(leases.hand_out(pk, now))
-    return {"machine": {"scheduled_sources": sources}}
+    answer: dict[str, Any] = {"scheduled_sources": {}}
+    if running:
+        restore_orders.extend(pk, running, now)
+    if next_order_at is not None and next_order_at <= now:
+        orders = restore_orders.hand_out(pk, now)
+        if orders:
+            answer["restore_orders"] = orders
+    if next_due_at is not None and next_due_at <= now:
+        answer["scheduled_sources"] = answers.sources_to_back_up(leases.hand_out(pk, now))
+    return {"machine": answer}
 
 
 def agent_ping_restore(request: Mapping[str, Any], now: datetime) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from datetime import datetime
 from django.db import models
 from django.db.models import OuterRef, QuerySet, Subquery
 
-from turku_core.api.models import Backup, RestoreGrant, Snapshot, SnapshotState, Source
+from turku_core.api.models import (
+    Backup,
+    RestoreGrant,
+    RestoreOrder,
+    Snapshot,
+    SnapshotState,
+    Source,
+)
 from turku_core.api.models.backups import GOOD_OUTCOMES
 
 CHUNK = 500
@@ -28,6 +35,7 @@ class Pruned:
     backups: int
     snapshots: int
     grants: int
+    orders: int
 
 
 def prune(
@@ -39,7 +47,7 @@ def prune(
     """Delete what was recorded before a time and is of no more use.
 
     These are records of backups (but the last good one of each source), snapshots that storage
-    units said they have removed, and restore grants that have ended.
+    units said they have removed, restore grants that have ended, and restore orders.
 
     Args:
         before: An aware datetime.
@@ -70,6 +78,7 @@ def prune(
             Snapshot.objects.filter(state=SnapshotState.REMOVED, reported_at__lt=before)
         ),
         grants=sweep(RestoreGrant.objects.filter(until__lt=before)),
+        orders=sweep(RestoreOrder.objects.filter(ended_at__lt=before)),
     )
 
 

@@ -21,6 +21,7 @@ from turku_core.api.counts import health
 from turku_core.api.refusals import NotHere, NotYet, Refused
 from turku_core.api.registration import update_config
 from turku_core.api.reports import storage_ping_source_update
+from turku_core.api.restore_orders import agent_restore_report
 from turku_core.api.sessions import storage_ping_checkin
 from turku_core.api.storage_registration import storage_update_config
 from turku_core.fields import FieldError, shown
@@ -139,6 +140,7 @@ CALLS: dict[str, Callable[[HttpRequest], HttpResponse]] = {
     "update_config": _view(update_config, REQUEST_BYTES_MAX),
     "agent_ping_checkin": _view(agent_ping_checkin, SMALL),
     "agent_ping_restore": _view(agent_ping_restore, SMALL),
+    "agent_restore_report": _view(agent_restore_report, REQUEST_BYTES_MAX),
     "agent_status": _view(agent_status, SMALL),
     "agent_backup_now": _view(agent_backup_now, SMALL),
     "storage_update_config": _view(storage_update_config, REQUEST_BYTES_MAX),

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
 from turku_core.api import clock
+from turku_core.api.restore_orders import order_restore
 
 CALLS = (
     "health",
     "update_config",
     "agent_ping_checkin",
     "agent_ping_restore",
+    "agent_restore_report",
     "agent_status",
     "agent_backup_now",
     "storage_update_config",
@@ -159,6 +161,17 @@ def _valid_requests(world: World, unit: UnitCaller, agent: AgentCaller) -> dict[
     config = {**agent.config, "version": "1", "published": True, "environment_name": "e"}
     running = [{"machine": agent.uuid, "sources": ["docs"]}]
     more = {"slots": 3, "known_revision": "x", "version": "1", "capabilities": ["leases"]}
+    order = order_restore(agent.row, agent.row, {"source": "docs"}, world.now, "root")
+    restored = {
+        "id": order.uuid,
+        "outcome": "done",
+        "message": "",
+        "snapshot": "s",
+        "target": "/r",
+        "files": 1,
+        "bytes": 1,
+        "changes": [">f"],
+    }
     return {
         "update_config": {
             "auth": world.auth(),
@@ -168,8 +181,11 @@ def _valid_requests(world: World, unit: UnitCaller, agent: AgentCaller) -> dict[
                 "sources": {"docs": {**source, **flags, **rules}},
             },
         },
-        "agent_ping_checkin": agent.login,
+        "agent_ping_checkin": {
+            "machine": {**agent.login["machine"], "running_orders": [order.uuid]}
+        },
         "agent_ping_restore": agent.login,
+        "agent_restore_report": {**agent.login, "order": restored},
         "agent_status": agent.login,
         "agent_backup_now": {**agent.login, "sources": ["docs"]},
         "storage_update_config": {

@@ -354,6 +354,7 @@ def test_pruning_follows_the_configured_time(run: Run, world: World, unit: UnitC
         "backups": 2,
         "snapshots": 0,
         "grants": 0,
+        "orders": 0,
         "dry_run": False,
     }
     assert Backup.objects.count() == 1

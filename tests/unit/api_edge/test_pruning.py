@@ -31,7 +31,7 @@ def test_old_records_go_and_young_ones_stay(world: World, now: datetime) -> None
     source = world.agent().source()
     for days in range(10):
         record(source, now - timedelta(days=days))
-    assert prune(now - timedelta(days=4, hours=12)) == Pruned(5, 0, 0)
+    assert prune(now - timedelta(days=4, hours=12)) == Pruned(5, 0, 0, 0)
     oldest = Backup.objects.order_by("time_begin").first()
     assert oldest is not None
     assert oldest.time_begin == now - timedelta(days=4)
@@ -102,6 +102,6 @@ def test_removed_snapshots_and_ended_grants_go_and_others_stay(world: World, now
         )
     for until in (old, now + timedelta(days=1)):
         RestoreGrant.objects.create(machine=agent.row, from_machine=other.row, until=until)
-    assert prune(now - timedelta(days=400)) == Pruned(0, 1, 1)
+    assert prune(now - timedelta(days=400)) == Pruned(0, 1, 1, 0)
     assert not Snapshot.objects.filter(state=SnapshotState.REMOVED).exists()
     assert Snapshot.objects.count() == 3

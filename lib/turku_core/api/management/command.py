@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import sys
@@ -14,7 +15,7 @@ from django.db import DatabaseError
 
 from turku_core import fields
 from turku_core.api.database import DatabaseUnreachable, require_migrated_database
-from turku_core.api.models import Backup, Source
+from turku_core.api.models import Backup, RestoreOrder, Source
 from turku_core.api.overdue import first_line
 from turku_core.api.states import source_state
 from turku_core.commandline import (
@@ -51,6 +52,8 @@ BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "s
 
 ITEMS_MAX = 100_000
 """How many things a command may be told at once."""
+
+ORDER_HEADINGS = ("id", "machine", "source", "of", "snapshot", "to", "state", "ordered", "message")
 
 SUMMARY_CHARACTERS_MAX = 60
 """A longer summary is cut in a table; JSON has the whole of it."""
@@ -131,6 +134,9 @@ class ListingCommand(ReportingCommand):
             print_rows(self.headings, rows, self.nothing)
 
 
+_LONG = ("summary", "message")
+
+
 def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
     """Print the columns `headings` of some rows, or the sentence `nothing`."""
     if not rows:
@@ -152,7 +158,15 @@ def _shown(heading: str, value: Any) -> Any:
     """Return a value as it stands in a table: a time that a person can read, a line of a text."""
     if isinstance(value, datetime):
         return human_time(value)
-    return first_line(value, SUMMARY_CHARACTERS_MAX) if heading == "summary" else value
+    return first_line(value, SUMMARY_CHARACTERS_MAX) if heading in _LONG else value
+
+
+def operator_name() -> str:
+    """Return who runs the command, for the record."""
+    try:
+        return f"{getpass.getuser()} (turku-api)"
+    except (KeyError, OSError):
+        return "turku-api"
 
 
 def source_row(source: Source) -> dict[str, Any]:
@@ -190,4 +204,31 @@ def backup_row(backup: Backup) -> dict[str, Any]:
         "files total": backup.files_total,
         "snapshot": backup.snapshot,
         "summary": backup.summary,
+    }
+
+
+def order_row(order: RestoreOrder) -> dict[str, Any]:
+    """Return a restore order as a row."""
+    wanted_place = "in place" if order.in_place else order.target or "the restore folder"
+    return {
+        "id": order.pk,
+        "machine": order.unit_name,
+        "machine uuid": order.machine_uuid,
+        "source": order.source_name,
+        "of": order.from_unit_name,
+        "of uuid": order.from_machine_uuid,
+        "snapshot": order.restored_snapshot or order.snapshot,
+        "paths": order.paths,
+        "to": order.restored_to or wanted_place,
+        "in place": order.in_place,
+        "dry run": order.dry_run,
+        "state": order.state,
+        "ordered": order.ordered_at,
+        "ordered by": order.ordered_by,
+        "handed out": order.handed_out_at,
+        "ended": order.ended_at,
+        "files": order.files,
+        "bytes": order.bytes,
+        "changes": order.changes,
+        "message": order.message,
     }

@@ -8,6 +8,7 @@ from turku_core.api.models.filter_sets import FilterSet
 from turku_core.api.models.grants import RestoreGrant
 from turku_core.api.models.machines import Assignment, Machine, Source
 from turku_core.api.models.registration_keys import KeyKind, RegistrationKey
+from turku_core.api.models.restore_orders import OrderState, RestoreOrder
 from turku_core.api.models.storage_units import StorageUnit
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "FilterSet",
     "KeyKind",
     "Machine",
+    "OrderState",
     "Outcome",
     "RegistrationKey",
     "RestoreGrant",
+    "RestoreOrder",
     "Snapshot",
     "SnapshotState",
     "Source",

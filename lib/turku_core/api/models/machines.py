@@ -57,6 +57,12 @@ class Machine(models.Model):
         editable=False,
         help_text="The earliest time at which a check-in may hand out a source.",
     )
+    next_order_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="The earliest time at which a check-in may hand out a restore order.",
+    )
 
     class Meta:
         ordering = ["environment_name", "service_name", "unit_name"]

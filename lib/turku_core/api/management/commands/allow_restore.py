@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Any
 
 from django.core.management.base import CommandParser
 
 from turku_core.api import clock
-from turku_core.api.management.command import ReportingCommand
+from turku_core.api.management.command import ReportingCommand, operator_name
 from turku_core.api.operations import allow_restore, find_machine, parse_duration
 from turku_core.commandline import human_time, print_json
 
@@ -35,7 +34,7 @@ class Command(ReportingCommand):
         """Make the grant, which ends by itself."""
         duration = parse_duration(options["duration"])
         machine, from_machine = find_machine(options["new"]), find_machine(options["old"])
-        grant = allow_restore(machine, from_machine, duration, clock.now(), _operator())
+        grant = allow_restore(machine, from_machine, duration, clock.now(), operator_name())
         if options["json"]:
             print_json(
                 {
@@ -50,11 +49,3 @@ class Command(ReportingCommand):
                 f"{machine.unit_name} may restore what was backed up of {from_machine.unit_name} "
                 f"until {human_time(grant.until)} (grant {grant.pk}): turku-agent-ping --list."
             )
-
-
-def _operator() -> str:
-    """Return who runs the command, for the record."""
-    try:
-        return f"{getpass.getuser()} (turku-api)"
-    except (KeyError, OSError):
-        return "turku-api"

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management import call_command
 
-from turku_core.api import clock, due
+from turku_core.api import clock, due, restore_orders
 from turku_core.api.management.command import ReportingCommand
 from turku_core.api.pruning import prune
 from turku_core.api.serve import CERTIFICATES, read_serve_options, with_own_certificate
@@ -26,6 +26,7 @@ class Command(ReportingCommand):
         """Do everything that nobody's call brings about."""
         now = clock.now()
         looked_at = due.record_missed_windows(now)
+        restore_orders.lapse(now)
         pruned = prune(now - timedelta(days=settings.TURKU_RECORD_RETENTION_DAYS))
         call_command("clearsessions")
         served = read_serve_options(read_folder(settings.CONFIGURATION_FOLDER))
@@ -35,5 +36,6 @@ class Command(ReportingCommand):
         else:
             print(
                 f"Looked at {looked_at} late sources; deleted {pruned.backups} old records of "
-                f"backups, {pruned.snapshots} of removed snapshots, {pruned.grants} of grants."
+                f"backups, {pruned.snapshots} of removed snapshots, {pruned.grants} of grants, "
+                f"{pruned.orders} of restore orders."
             )

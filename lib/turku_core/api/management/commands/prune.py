@@ -47,5 +47,5 @@ class Command(ReportingCommand):
             done = "Would delete" if options["dry_run"] else "Deleted"
             print(
                 f"{done} {pruned.backups} records of backups, {pruned.snapshots} of removed "
-                f"snapshots and {pruned.grants} of ended grants."
+                f"snapshots, {pruned.grants} of ended grants and {pruned.orders} of restore orders."
             )
