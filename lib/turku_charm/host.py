@@ -52,3 +52,14 @@ def start_soon(service: str) -> None:
         systemd.service_start("--no-block", service)
     except systemd.SystemdError as error:
         raise TurkuError(f"{service} could not be started: see journalctl -u {service}.") from error
+
+
+def start_anew(service: str) -> None:
+    """Let systemd start a oneshot service soon; one that runs already begins again.
+
+    So what it read before a change is not what counts. Raises TurkuError.
+    """
+    try:
+        systemd.service_restart("--no-block", service)
+    except systemd.SystemdError as error:
+        raise TurkuError(f"{service} could not be started: see journalctl -u {service}.") from error
