@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 # As pip does when it installs: a command that starts every five minutes isn't compiled each time.
 COMPILE := $(BIN)/python -m compileall -q lib/turku_core
 
+# charms: the base and the architecture that they are for.
+BASE ?= ubuntu@24.04
+ARCH ?= amd64
 # demo: the tree to back up. Empty: /usr/share/doc.
 SOURCE ?=
 # bench: where to write the table as JSON as well. Empty: nowhere.
@@ -43,6 +46,10 @@ lint unit integration: test-packages $(VENV)/.ready-dev  ## Only that part of `m
 bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side by side (JSON=path)
 	@$(COMPILE)
 	@$(BIN)/python -m benchmarks $(if $(JSON),--json '$(JSON)')
+
+.PHONY: charms
+charms: $(VENV)/.ready-local  ## Pack the charms into build/ (BASE=ubuntu@22.04 ARCH=arm64)
+	@$(BIN)/python -m tools.pack_charms --base '$(BASE)' --arch '$(ARCH)'
 
 .PHONY: format
 format: $(VENV)/.ready-dev  ## Format the code
@@ -75,10 +82,15 @@ CHARM_INPUTS := $(wildcard charms/*/requirements.in)
 
 .PHONY: lock
 lock:  ## Bring the lock files up to date (needs an environment made by `make lint` before)
-	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in requirements/dev.in $(CHARM_INPUTS) -o requirements/dev.txt
-	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in -c requirements/dev.txt -o requirements/local.txt
+	$(LOCK) --all-extras lib/pyproject.toml requirements/local.in requirements/build.in \
+	    requirements/dev.in $(CHARM_INPUTS) -o requirements/dev.txt
+	$(LOCK) --extra agent --extra storage --extra api lib/pyproject.toml requirements/local.in \
+	    -c requirements/dev.txt -o requirements/local.txt
+	$(LOCK) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	for role in agent storage api; do \
-	    $(LOCK) --extra $$role lib/pyproject.toml -c requirements/dev.txt -o requirements/$$role.txt; \
+	    $(LOCK) --extra $$role lib/pyproject.toml -c requirements/dev.txt -o requirements/$$role.txt \
+	    && $(LOCK) --extra $$role --extra charm lib/pyproject.toml charms/turku-$$role/requirements.in \
+	        -c requirements/dev.txt -o charms/turku-$$role/requirements.txt || exit; \
 	done
 
 .PHONY: clean

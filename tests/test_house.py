@@ -114,9 +114,13 @@ def helps_of(script: str) -> dict[str, str]:
 
 
 def test_lock_files_pin_every_package_by_hash_and_name_no_registry() -> None:
-    locks = sorted((TREE / "requirements").glob("*.txt"))
+    locks = [
+        *sorted((TREE / "requirements").glob("*.txt")),
+        *sorted((TREE / "charms").glob("*/requirements.txt")),
+    ]
     assert [path.name for path in locks] == [
-        "agent.txt", "api.txt", "dev.txt", "local.txt", "storage.txt",
+        "agent.txt", "api.txt", "build.txt", "dev.txt", "local.txt", "storage.txt",
+        *["requirements.txt"] * 3,
     ]  # fmt: skip
     for path in locks:
         text = path.read_text("utf-8")
