@@ -61,6 +61,8 @@ class StandInApi:
             def do_POST(self) -> None:
                 status, body = api._answer(self.path, self._body())
                 self.send_response(status)
+                kind = "application/json" if status == 200 else "text/plain; charset=utf-8"
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 with contextlib.suppress(OSError):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+WAIT_SECONDS_MAX = 3600
+
 
 def update_config() -> NoReturn:
     """Run ``turku-update-config``."""
@@ -52,6 +54,14 @@ def _update_config_parser() -> argparse.ArgumentParser:
         help="check the configuration and show what would be sent; send and make nothing",
     )
     parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=0,
+        metavar="SECONDS",
+        help="go on trying for so long while the API can't be reached, or doesn't know yet that "
+        "this machine may register",
+    )
+    parser.add_argument(
         "--new-identity",
         action="store_true",
         help="first make a new identity, as a clone of another machine needs it; the old one is "
@@ -69,10 +79,15 @@ def _update_config_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) > WAIT_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds up to {WAIT_SECONDS_MAX}")
+    return int(text)
+
+
 def _send(arguments: argparse.Namespace) -> int:
     from turku_core.agent.identity import ensure_identity
-    from turku_core.agent.registration import machine_config
-    from turku_core.agent.registration import update_config as send
+    from turku_core.agent.registration import machine_config, update_config_within
     from turku_core.agent.sources import load_sources
     from turku_core.agent.status import refresh_status
 
@@ -83,7 +98,7 @@ def _send(arguments: argparse.Namespace) -> int:
         return _show_config(arguments, locations, settings, sources)
     identity = ensure_identity(locations, new=arguments.new_identity)
     client = _client(settings)
-    send(client, settings, identity, sources)
+    update_config_within(arguments.wait, client, settings, identity, sources)
     refresh_status(client, identity, locations)
     if arguments.json:
         config = machine_config(settings, identity, sources).to_json()
@@ -416,13 +431,13 @@ def _backup_now(arguments: argparse.Namespace) -> int:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from turku_core.agent.restore import restore_command
+    from turku_core.agent.restore_commands import restore_command
 
     return restore_command(arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from turku_core.agent.restore import list_command
+    from turku_core.agent.restore_commands import list_command
 
     return list_command(arguments)
 

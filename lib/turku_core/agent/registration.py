@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turku_core import __version__
 from turku_core.agent.identity import Identity
 from turku_core.agent.settings import Settings
 from turku_core.agent.sources import LocalSource
+from turku_core.errors import TryAgainLater
 from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import MachineConfig
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 2.0
+LONGEST_PAUSE = 15.0
 
 
 def machine_config(
@@ -40,6 +48,37 @@ def update_config_request(
     if settings.registration_key is not None:
         request["auth"] = settings.registration_key.to_json()
     return request
+
+
+def pauses(seconds: float) -> Iterator[float]:
+    """Yield the pauses between tries, in seconds: growing ones, together `seconds` long."""
+    pause = FIRST_PAUSE
+    while seconds > 0:
+        yield min(pause, seconds)
+        seconds -= pause
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def update_config_within(
+    seconds: float,
+    client: Client,
+    settings: Settings,
+    identity: Identity,
+    sources: Mapping[str, LocalSource],
+) -> None:
+    """Do as `update_config`; while the API can't do it yet, try again for as long as `seconds`.
+
+    Raises:
+        TurkuError: The call failed; when it is a `TryAgainLater`, to the last.
+    """
+    for pause in pauses(seconds):
+        try:
+            return update_config(client, settings, identity, sources)
+        except TryAgainLater as error:
+            logger.info("%s Trying again in %.0f s.", error, pause)
+            # A signal ends the program with an exception, so also this pause.
+            time.sleep(pause)
+    return update_config(client, settings, identity, sources)
 
 
 def update_config(

@@ -26,7 +26,7 @@ from tests.integration.agent.stand_ins import (
     running,
     wait_until,
 )
-from tests.support.stand_in_api import StandInApi, running_api
+from tests.support.stand_in_api import Answer, StandInApi, running_api
 from turku_core.agent import checkin
 from turku_core.agent.identity import load_identity
 from turku_core.agent.processes import Stop
@@ -629,6 +629,53 @@ def test_a_long_backup_doesnt_keep_other_sources_waiting(
         "long": "success",
         "short": "success",
     }
+
+
+@pytest.mark.parametrize("early", [{}, {"docs"}])
+def test_an_agent_comes_back_when_the_api_asks_it_to(
+    machine: AgentMachine, unit: StandInUnit, tree: Path, early: set[str]
+) -> None:
+    for name in ("docs", "mail"):
+        machine.add_source(name, tree)
+
+    def at_first_only_some(_: object) -> Answer:
+        if len(machine.api.calls("agent_ping_checkin")) > 1:
+            return {"machine": {"scheduled_sources": machine.scheduled}}
+        scheduled = {name: machine.scheduled[name] for name in early}
+        return {"machine": {"scheduled_sources": scheduled, "come_back_seconds": 1}}
+
+    machine.api.answers["agent_ping_checkin"] = at_first_only_some
+    code, done = outcomes(machine)
+    assert code == 0
+    assert {name: each["outcome"] for name, each in done.items()} == {
+        "docs": "success",
+        "mail": "success",
+    }
+    assert len(machine.api.calls("agent_ping_checkin")) == 2
+
+
+def test_an_agent_does_not_come_back_for_ever(
+    machine: AgentMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkin, "COME_BACK_SECONDS_MAX", 1.5)
+    machine.api.answers["agent_ping_checkin"] = {
+        "machine": {"scheduled_sources": {}, "come_back_seconds": 1}
+    }
+    locations = Locations(machine.root)
+    result = checkin.ping(locations, load_identity(locations), Client([machine.api.url]))
+    assert result == (75, {})
+    assert len(machine.api.calls("agent_ping_checkin")) == 3
+
+
+@pytest.mark.parametrize("pause", [0, -5, 1e9, "soon", True, float("nan")])
+def test_a_pause_that_makes_no_sense_is_not_made(machine: AgentMachine, pause: object) -> None:
+    machine.api.answers["agent_ping_checkin"] = {
+        "machine": {"scheduled_sources": {}, "come_back_seconds": pause}
+    }
+    done = machine.run("turku-agent-ping")
+    assert done.code == 1
+    assert "come_back_seconds" in done.errors
+    assert len(machine.api.calls("agent_ping_checkin")) == 1
 
 
 def test_prior_art_08_no_secret_is_in_an_argument_list_or_readable_by_others(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.agent.stand_ins import AgentMachine, StandInUnit
-from tests.support.stand_in_api import StandInApi
+from tests.support.stand_in_api import Answer, StandInApi
 
 
 @pytest.fixture
@@ -229,3 +229,37 @@ def test_cron_lines_are_installed_for_hosts_without_systemd(newcomer: AgentMachi
     assert not path.exists()
     assert newcomer.run("turku-update-config", "install-cron").code == 0
     assert list((newcomer.root / "etc/systemd/system").iterdir()) == []
+
+
+def test_a_newcomer_waits_until_the_api_lets_it_in(newcomer: AgentMachine, api: StandInApi) -> None:
+    def not_before_the_third_time(_: object) -> Answer:
+        early = len(api.calls("update_config")) < 3
+        return (503, "It has not been announced yet.") if early else {}
+
+    api.answers["update_config"] = not_before_the_third_time
+    done = newcomer.run("turku-update-config", "--wait", "30")
+    assert done.code == 0, done
+    assert len(api.calls("update_config")) == 3
+
+
+def test_who_waits_in_vain_says_what_the_api_said(newcomer: AgentMachine, api: StandInApi) -> None:
+    api.answers["update_config"] = (503, "It has not been announced yet.")
+    done = newcomer.run("turku-update-config", "--wait", "1")
+    assert done.code == 75
+    assert "It has not been announced yet." in done.errors
+    assert len(api.calls("update_config")) == 2
+
+
+def test_waiting_changes_nothing_when_the_api_has_refused(
+    newcomer: AgentMachine, api: StandInApi
+) -> None:
+    api.answers["update_config"] = (403, "Bad credentials")
+    assert newcomer.run("turku-update-config", "--wait", "60").code == 1
+    assert len(api.calls("update_config")) == 1
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "1e3", "3601"])
+def test_a_time_to_wait_that_makes_no_sense_is_bad_usage(
+    newcomer: AgentMachine, seconds: str
+) -> None:
+    assert newcomer.run("turku-update-config", f"--wait={seconds}").code == 2

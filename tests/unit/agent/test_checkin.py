@@ -10,6 +10,7 @@ import pytest
 
 from turku_core.agent.checkin import Due, jobs_of, sources_of
 from turku_core.agent.hooks import hook_environment
+from turku_core.agent.registration import pauses
 from turku_core.agent.snapshots import NoSuchSnapshot, Snapshot, choose
 from turku_core.agent.sources import HookSettings, LocalSource
 from turku_core.credentials import make_ssh_key_pair
@@ -148,3 +149,12 @@ def test_a_hook_learns_what_it_is_about() -> None:
     assert environment == {"PATH": "/bin", "TURKU_SOURCE": "docs", "TURKU_PATH": "/srv"}
     after = hook_environment("docs", Path("/srv"), "success", inherited)
     assert after["TURKU_OUTCOME"] == "success"
+
+
+def test_the_pauses_between_tries_grow_to_a_bound_and_last_as_long_as_asked() -> None:
+    assert list(pauses(0)) == []
+    assert list(pauses(1)) == [1]
+    tried = list(pauses(120))
+    assert sum(tried) == pytest.approx(120)
+    assert tried[:3] == [2, 3, 4.5]
+    assert max(tried) == 15

@@ -34,6 +34,10 @@ def test_the_services_name_the_program_and_its_ends(tmp_path: Path, programs: Pa
     assert f"ExecStart={programs}/turku-agent-ping" in service
     assert "SuccessExitStatus=75" in service
     assert "TimeoutStartSec=infinity" in service
+    update = (folder / "turku-update-config.service").read_text().splitlines()
+    assert f"ExecStart={programs}/turku-update-config --wait 120" in update
+    ping_at_once = "ExecStartPost=-systemctl start --no-block turku-agent-ping.service"
+    assert ping_at_once in update
     timer = (folder / "turku-agent-ping.timer").read_text().splitlines()
     assert "OnUnitInactiveSec=5min" in timer
     assert "RandomizedDelaySec=60" in timer
@@ -78,3 +82,26 @@ def test_what_was_installed_is_taken_away_and_nothing_else(tmp_path: Path) -> No
     assert len(install.uninstall(tmp_path)) == 4
     assert install.uninstall(tmp_path) == []
     assert other.exists()
+
+
+def write_metrics_option(root: Path) -> None:
+    folder = root / "etc/turku-agent/config.d"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"metrics_listen": "127.0.0.1:9521"}')
+
+
+def test_metrics_are_scraped_where_the_option_says(tmp_path: Path, programs: Path) -> None:
+    write_metrics_option(tmp_path)
+    changed = [path.name for path in install.install_systemd(tmp_path)]
+    assert changed[4:] == ["turku-agent-metrics.socket", "turku-agent-metrics@.service"]
+    text = (tmp_path / "etc/systemd/system/turku-agent-metrics@.service").read_text()
+    assert f"User=root\nExecStart={programs}/turku-agent-ping --metrics --http\n" in text
+    assert [path.name for path in install.uninstall(tmp_path)] == changed
+
+
+def test_without_systemd_nobody_listens_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_metrics_option(tmp_path)
+    assert [path.name for path in install.install_cron(tmp_path)] == ["turku-agent"]
+    assert "metrics_listen needs systemd" in caplog.text

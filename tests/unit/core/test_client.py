@@ -140,3 +140,12 @@ def test_what_the_api_says_cannot_drive_a_terminal() -> None:
         with pytest.raises(ApiInvalid) as caught:
             Client([url]).call("health", {})
     assert str(caught.value).isprintable()
+
+
+def test_what_the_api_says_of_why_it_cannot_do_it_yet_is_passed_on() -> None:
+    with api(503, b"Not announced yet.", {"Content-Type": "text/plain; charset=utf-8"}) as url:
+        with pytest.raises(ApiUnreachable, match=r"try again later: Not announced yet\."):
+            Client([closed_url(), url]).call("update_config", {})
+    with api(503, b"<html>no backend</html>", {"Content-Type": "text/html"}) as url:
+        with pytest.raises(ApiUnreachable, match="HTTP status 503"):
+            Client([url]).call("update_config", {})
