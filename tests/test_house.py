@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -150,6 +151,32 @@ def test_every_line_of_prior_art_about_these_parts_is_a_test() -> None:
         for number in re.findall(r"def test_prior_art_(\d+)_", text)
     }
     assert set(range(1, 37)) - ISSUES_TO_COME - numbers == set()
+
+
+@pytest.mark.parametrize("role", ["agent", "api", "storage"])
+def test_a_charm_imports_its_own_part_of_turku_and_no_other(role: str) -> None:
+    others = {"agent", "api", "storage", "local"} - {role}
+    wrong = []
+    for path in (TREE / f"charms/turku-{role}/src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            wrong += [
+                f"{path.name}:{node.lineno}: {name}"
+                for name in names
+                if name.split(".")[0] == "turku_core" and set(name.split(".")[1:2]) & others
+            ]
+    assert wrong == []
+
+
+def test_no_two_charms_have_modules_of_one_name_but_for_the_charm_itself() -> None:
+    names = [
+        path.relative_to(TREE).parts[3]
+        for path in TREE.glob("charms/*/src/*")
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) in ([], ["charm.py"])
 
 
 @pytest.mark.parametrize("script", scripts())

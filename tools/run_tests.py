@@ -73,10 +73,14 @@ def pytest_command(*arguments: str, as_root: bool = False) -> tuple[str, ...]:
     return command
 
 
+CHARMS = ("turku-api", "turku-agent", "turku-storage")
+
 LINT = (
     Check("ruff check", tool("ruff", "check", "--quiet", ".")),
     Check("ruff format", tool("ruff", "format", "--check", "--quiet", ".")),
     Check("mypy", tool("mypy")),
+    # Each has a module named `charm`, so each is checked by itself.
+    *(Check(f"mypy, {charm}", tool("mypy", f"charms/{charm}/src")) for charm in CHARMS),
     Check("import-linter", tool("lint-imports", "--no-cache")),
 )
 
