@@ -63,6 +63,17 @@ def matches(pattern: str) -> list[str]:
     ]
 
 
+def imported_names(module: ast.Module) -> set[str]:
+    """Return what a module imports, anywhere in it; from a package, each name with it."""
+    names = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
 def help_of(*command: str) -> str:
     """Return what a console script says with --help."""
     done = subprocess.run(
@@ -158,15 +169,9 @@ def test_a_charm_imports_its_own_part_of_turku_and_no_other(role: str) -> None:
     others = {"agent", "api", "storage", "local"} - {role}
     wrong = []
     for path in (TREE / f"charms/turku-{role}/src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module is not None:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            wrong += [
-                f"{path.name}:{node.lineno}: {name}"
-                for name in names
-                if name.split(".")[0] == "turku_core" and set(name.split(".")[1:2]) & others
-            ]
+        for name in imported_names(ast.parse(path.read_text("utf-8"))):
+            if name.startswith("turku_core.") and name.split(".")[1] in others:
+                wrong.append(f"{path.name}: {name}")
     assert wrong == []
 
 
