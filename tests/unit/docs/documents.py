@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +43,34 @@ def code_lines(text: str) -> Iterator[tuple[int, str]]:
     ends in a backslash is joined with the next.
     """
     joined, begun = "", 0
-    for number, line in _blocks(text):
+    for number, raw, _ in _lines(text):
+        line = raw.strip()
         begun = begun if joined else number
-        if line.rstrip().endswith("\\"):
-            joined += line.rstrip()[:-1] + " "
+        if line.endswith("\\"):
+            joined += line[:-1] + " "
             continue
         yield begun, joined + line
         joined = ""
 
 
-def _blocks(text: str) -> Iterator[tuple[int, str]]:
+def blocks(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each fenced or indented block that isn't a program's output, with its first line."""
+    lines: list[str] = []
+    begun = 0
+    for number, line, is_span in _lines(text):
+        if is_span:
+            continue
+        if lines and number != begun + len(lines):
+            yield begun, textwrap.dedent("\n".join(lines))
+            lines = []
+        begun = begun if lines else number
+        lines.append(line)
+    if lines:
+        yield begun, textwrap.dedent("\n".join(lines))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Yield the lines of code, and the code spans, with their numbers and which they are."""
     language = None
     blank = True
     indented = False
@@ -62,15 +81,15 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
             continue
         if language is not None:
             if language != "text":
-                yield number, line.strip()
+                yield number, line, False
             continue
         indented = line.startswith("    ") and (blank or indented)
         blank = not line.strip()
         if indented:
-            yield number, line.strip()
+            yield number, line, False
         else:
             for span in _SPAN.findall(line):
-                yield number, span
+                yield number, span, True
 
 
 def commands(path: Path) -> Iterator[Command]:

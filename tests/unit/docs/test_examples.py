@@ -18,12 +18,14 @@ from tests.unit.docs.documents import (
     TREE,
     Command,
     anchors,
+    blocks,
     code_lines,
     commands,
     inner_command,
     links,
     parse,
 )
+from turku_core.agent.sources import check_sources
 
 CHARMS = ("turku-api", "turku-agent", "turku-storage")
 DJANGO = {"migrate", "changepassword", "dumpdata", "loaddata", "shell", "check", "help"}
@@ -147,8 +149,15 @@ def _problems_of_config(words: list[str]) -> Iterator[str]:
         if key not in options:
             if not PLACEHOLDER.fullmatch(key):
                 yield f"{ours['name']} has no option {key}"
-        elif equals and value and not value.startswith("@") and options[key]["type"] != "string":
+        elif ours["name"] == "turku-agent" and key == "sources":
+            yield from problems_of_sources(yaml.safe_load(value), "option sources")
+        elif equals and value and options[key]["type"] != "string":
             yield from _problems_of_value(f"option {key}", options[key], value)
+
+
+def problems_of_sources(values: Any, where: str) -> list[str]:
+    """Say what is wrong with sources, given as in a file of ``sources.d``."""
+    return list(check_sources(values, {}, where).problems)
 
 
 def _problems_of_endpoints(words: list[str]) -> Iterator[str]:
@@ -175,7 +184,7 @@ def _problems_of_deploy(words: list[str], rest: list[str]) -> Iterator[str]:
     for word in words:
         if word.startswith("./") and word.endswith(".yaml") and not (TREE / word).exists():
             yield f"{word} isn't there"
-    ours = next((charm(name) for name in CHARMS if any(w.endswith(name) for w in words)), None)
+    ours = next((charm(name) for name in CHARMS if any(f"/{name}_" in w for w in words)), None)
     if ours is None:
         return
     for flag, value in pairwise(rest):
@@ -221,6 +230,24 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     assert broken == []
 
 
+def test_every_source_that_a_document_shows_is_valid() -> None:
+    problems = []
+    checked = 0
+    for path in DOCUMENTS:
+        for number, block in blocks(path.read_text("utf-8")):
+            try:
+                values = yaml.safe_load(block)
+            except yaml.YAMLError:
+                continue
+            if isinstance(values, dict) and all(
+                isinstance(each, dict) and "path" in each for each in values.values()
+            ):
+                checked += 1
+                problems += problems_of_sources(values, f"{path.relative_to(TREE)}:{number}")
+    assert problems == []
+    assert checked
+
+
 def test_every_document_is_in_the_index() -> None:
     index = TREE / "docs/README.md"
     listed = {(index.parent / target).resolve() for target, _ in links(index.read_text("utf-8"))}
@@ -260,12 +287,20 @@ def test_a_command_line_that_does_not_exist_is_found(line: str, problem: str) ->
             "juju run turku-api/leader list-backups machine=a limit=0",
             "list-backups limit: 0 is out of range",
         ),
+        (
+            "juju config turku-agent sources='{etc: {}}'",
+            "option sources: source 'etc': path is missing.",
+        ),
         ("juju config turku-api zone=UTC", "turku-api has no option zone"),
         ("juju config turku-storage slots=many", "option slots: many isn't of the type int"),
         ("juju integrate turku-agent:apis turku-api", "turku-agent has no endpoint apis"),
         ("juju offer turku-api:agents,storage", "turku-api has no endpoint storage"),
         ("juju add-storage turku-storage/0 volume=1T", "turku-storage has no storage volume"),
         ("juju deploy ./bundles/none.yaml", "./bundles/none.yaml isn't there"),
+        (
+            "juju deploy ./build/turku-storage_ubuntu@24.04-amd64.charm --storage disks=1T",
+            "turku-storage has no storage disks",
+        ),
         ("juju relate a b", "juju relate is none of the commands that documents use"),
     ],
 )  # fmt: skip
@@ -276,6 +311,11 @@ def test_a_juju_command_line_that_does_not_exist_is_found(line: str, problem: st
 def test_code_is_what_is_indented_fenced_or_a_span_but_not_what_a_program_prints() -> None:
     text = "Say `a b`.\n\n    c \\\n      d\n\n```\ne\n```\n\n```text\nf\n```\n  - g\n    h\n"
     assert list(code_lines(text)) == [(1, "a b"), (3, "c  d"), (7, "e")]
+
+
+def test_a_block_is_what_stands_together() -> None:
+    text = "A:\n\n    a:\n      b: 1\n\nB `c`:\n\n```yaml\nd: 1\n```\n"
+    assert [block.strip() for _, block in blocks(text)] == ["a:\n  b: 1", "d: 1"]
 
 
 def test_a_command_may_come_after_a_prompt_a_folder_or_juju() -> None:
