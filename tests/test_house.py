@@ -65,7 +65,7 @@ def matches(pattern: str) -> list[str]:
 
 def imported_names(module: ast.Module) -> set[str]:
     """Return what a module imports, anywhere in it; from a package, each name with it."""
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
