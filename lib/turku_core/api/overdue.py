@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from django.db.models import F, Max, OuterRef, Q, QuerySet, Subquery
+from django.utils import timezone
 
 from turku_core.api.due import is_shared, is_wanted, parse_schedule, schedule_key
 from turku_core.api.models import Backup, Machine, Outcome, Source
@@ -69,11 +70,7 @@ def wanted_sources() -> QuerySet[Source]:
 
 
 def find_behind(now: datetime) -> list[Behind]:
-    """Return the sources that are behind, the longest behind first.
-
-    Args:
-        now: An aware datetime in the time zone that schedules are local to.
-    """
+    """Return the sources that are behind, the longest behind first."""
     found = examine(_candidates(now), now).values()
     return sorted(found, key=lambda behind: (behind.since, behind.source.pk))
 
@@ -85,8 +82,9 @@ def examine(sources: Iterable[Source], now: datetime) -> dict[int, Behind]:
     been read with them and they come from `with_last_failure`.
     """
     listed = list(sources)
-    successes = _last_successes(listed)
-    found = {source.pk: _examine(source, successes[source.pk], now) for source in listed}
+    successes = last_successes(listed)
+    local = now.astimezone(timezone.get_default_timezone())
+    found = {source.pk: _examine(source, successes[source.pk], local) for source in listed}
     return {key: behind for key, behind in found.items() if behind is not None}
 
 
@@ -116,7 +114,7 @@ def _candidates(now: datetime) -> QuerySet[Source]:
     )
 
 
-def _last_successes(sources: Sequence[Source]) -> dict[int, datetime | None]:
+def last_successes(sources: Sequence[Source]) -> dict[int, datetime | None]:
     """Return when the last good backup of each source's data began, by whichever machine."""
     shared = {source.name for source in sources if is_shared(source)}
     newest: dict[tuple[str, str, str], datetime | None] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
@@ -212,3 +213,17 @@ def test_a_long_text_of_another_program_is_cut_to_its_first_line() -> None:
     assert first_line("\n  rsync: failed \nmore") == "rsync: failed"
     assert first_line("x" * 500, 10) == "x" * 9 + "…"
     assert first_line("") == ""
+
+
+def test_a_window_is_local_to_the_configured_time_zone_here_too(
+    world: World, unit: UnitCaller
+) -> None:
+    with override_settings(TIME_ZONE="Asia/Tokyo"):
+        agent = world.agent(
+            sources={"docs": {"path": "/srv/docs", "frequency": "daily, 0200-0300"}}
+        )
+        world.pass_time(hours=5, minutes=59)  # 02:59 of the next day in Tokyo.
+        world.backed_up(agent, unit)
+        assert agent.source().last_success_at is not None
+        world.pass_time(hours=10)  # 03:59 in UTC: there the window would be over, and missed.
+        assert find_behind(world.now) == []
