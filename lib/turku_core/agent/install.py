@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from turku_core.agent.settings import Locations
 from turku_core.agent.templates import render
 from turku_core.configuration import write_durably
 from turku_core.errors import ConfigurationError, TurkuError
+from turku_core.metrics import units
+
+logger = logging.getLogger(__name__)
 
 PING = "turku-agent-ping"
 UPDATE = "turku-update-config"
@@ -30,6 +34,8 @@ _UNITS = (
 _TIMERS = tuple(name for name in _UNITS if name.endswith(".timer"))
 _SYSTEMCTL_SECONDS = 60
 _CHECKIN_MINUTES = 5
+_EXPORTER = "turku-agent"
+"""What the units of the metrics are named after."""
 
 
 def program(name: str) -> Path:
@@ -62,6 +68,7 @@ def install_systemd(root: Path) -> list[Path]:
     """
     if root == Path("/") and not _SYSTEMD_RUNS.is_dir():
         raise TurkuError("This host doesn't run systemd: use turku-update-config install-cron.")
+    listen = _metrics_listen(root)
     changed = []
     for unit in _UNITS:
         text = render(
@@ -75,7 +82,17 @@ def install_systemd(root: Path) -> list[Path]:
     if root == Path("/"):
         _systemctl("daemon-reload")
         _systemctl("enable", "--now", *_TIMERS)
-    return changed
+    exporter = units.Exporter(
+        program=_EXPORTER,
+        command=f"{program(PING)} --metrics --http",
+        user="root",
+        installer="turku-update-config install-systemd",
+    )
+    return [*changed, *units.install(root, exporter, listen)]
+
+
+def _metrics_listen(root: Path) -> str | None:
+    return units.read_listen(Locations(root).configuration)
 
 
 def install_cron(root: Path) -> list[Path]:
@@ -97,6 +114,8 @@ def install_cron(root: Path) -> list[Path]:
         second=place // _CHECKIN_MINUTES % 60,
         hourly_minute=place // (_CHECKIN_MINUTES * 60) % 60,
     )
+    if _metrics_listen(root) is not None:
+        logger.warning("%s needs systemd: without it nobody listens there.", units.OPTION)
     return [*_write(root / _CRON, text), *_remove_units(root)]
 
 
@@ -120,16 +139,17 @@ def uninstall(root: Path) -> list[Path]:
 
 
 def _remove_units(root: Path) -> list[Path]:
-    units = [root / _SYSTEMD / unit for unit in _UNITS]
-    if not any(unit.exists() for unit in units):
-        return []
+    metrics = units.remove(root, _EXPORTER)
+    ours = [root / _SYSTEMD / unit for unit in _UNITS]
+    if not any(unit.exists() for unit in ours):
+        return metrics
     is_running = root == Path("/") and _SYSTEMD_RUNS.is_dir()
     if is_running:
         _systemctl("disable", "--now", *_TIMERS)
-    removed = [path for unit in units for path in _remove(unit)]
+    removed = [path for unit in ours for path in _remove(unit)]
     if is_running:
         _systemctl("daemon-reload")
-    return removed
+    return [*removed, *metrics]
 
 
 def _write(path: Path, text: str) -> list[Path]:

@@ -14,6 +14,7 @@ import jinja2
 
 from turku_core.configuration import write_durably
 from turku_core.errors import ConfigurationError, TurkuError
+from turku_core.metrics import units
 
 USER = "turku-api"
 SERVICE = "turku-api.service"
@@ -51,6 +52,7 @@ def install(root: Path, user: str = USER) -> Installed:
     if live and os.geteuid() != 0:
         raise ConfigurationError("install-service writes to /etc: run it as root.")
     program = find_program()
+    listen = units.read_listen(root / _CONFIGURATION)
     if live:
         ensure_user(user)
         give_folders(root, user)
@@ -65,6 +67,14 @@ def install(root: Path, user: str = USER) -> Installed:
         _run(["systemctl", "daemon-reload"])
         _run(["systemctl", "enable", SERVICE, TIMER])
         _run(["systemctl", "restart" if changed else "start", SERVICE, TIMER])
+    exporter = units.Exporter(
+        program="turku-api",
+        command=f"{program} metrics --http",
+        user=user,
+        installer="turku-api install-service",
+        needs_network=True,
+    )
+    changed += units.install(root, exporter, listen)
     return Installed(tuple(changed), live)
 
 

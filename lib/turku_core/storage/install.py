@@ -13,6 +13,7 @@ from pathlib import Path
 
 from turku_core.configuration import write_durably
 from turku_core.errors import ConfigurationError, TurkuError
+from turku_core.metrics import units
 from turku_core.storage.settings import Paths
 from turku_core.storage.templates import render
 
@@ -62,13 +63,24 @@ def install(root: Path, user: str = USER) -> Installed:
     _ensure_folders(paths, user if live else None)
     changed = install_sshd_drop_in(root, user, paths)
     worker = program("turku-storage-worker")
+    listen = units.read_listen(paths.configuration)
     if not live or Path("/run/systemd/system").is_dir():
         changed += _write(root / UNIT, render(f"{UNIT.name}.j2", user=user, worker=worker))
         changed += _remove(root / CRON)
     else:
         changed += _write(root / CRON, render("turku-storage.cron.j2", user=user, worker=worker))
+        if listen is not None:
+            notes.append(f"{units.OPTION} needs systemd: without it nobody listens there.")
+            listen = None
     if live:
         notes += _start(changed, root)
+    exporter = units.Exporter(
+        program="turku-storage",
+        command=f"{program('turku-storage')} metrics --http",
+        user=user,
+        installer="turku-storage install-service",
+    )
+    changed += units.install(root, exporter, listen)
     return Installed(tuple(changed), tuple(notes))
 
 

@@ -45,6 +45,21 @@ def test_one_command_writes_everything_and_a_second_changes_nothing(root: Path) 
     assert install(root, user).changed == ()
 
 
+def test_metrics_are_scraped_where_the_option_says(root: Path) -> None:
+    folder = root / "etc/turku-storage/config.d"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"metrics_listen": "127.0.0.1:9522"}')
+    changed = [path.name for path in install(root, getpass.getuser()).changed]
+    units = ["turku-storage-metrics.socket", "turku-storage-metrics@.service"]
+    assert changed[-2:] == units
+    text = (root / "etc/systemd/system/turku-storage-metrics@.service").read_text()
+    assert (
+        f"User={getpass.getuser()}\nExecStart={program('turku-storage')} metrics --http\n" in text
+    )
+    (folder / "metrics.json").write_text("{}")
+    assert [path.name for path in install(root, getpass.getuser()).changed] == units
+
+
 def test_the_drop_in_is_exactly_this() -> None:
     text = render("turku-storage-sshd.conf.j2", user="turku-storage", authorized_keys="/v/k")
     lines = [line for line in text.splitlines() if not line.startswith("#")]

@@ -71,3 +71,17 @@ def test_installing_for_the_running_system_takes_root(monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(ConfigurationError, match="run it as root"):
         install.install(Path("/"))
+
+
+def test_metrics_are_scraped_where_the_option_says_and_only_while_it_does(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/turku-api/config.d"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"metrics_listen": "127.0.0.1:9520"}')
+    changed = [path.name for path in install.install(tmp_path).changed]
+    assert changed == [*UNITS, "turku-api-metrics.socket", "turku-api-metrics@.service"]
+    text = (tmp_path / "etc/systemd/system/turku-api-metrics@.service").read_text()
+    assert f"User=turku-api\nExecStart={find_program()} metrics --http\n" in text
+    assert "PrivateNetwork" not in text, "PostgreSQL may be on another host"
+    (folder / "metrics.json").write_text("{}")
+    assert [path.name for path in install.install(tmp_path).changed] == changed[-2:]
+    assert not (tmp_path / "etc/systemd/system/turku-api-metrics.socket").exists()
