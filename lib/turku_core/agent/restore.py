@@ -1,14 +1,12 @@
-"""Restoring: into a folder or in place, unattended or with an administrator of the storage unit."""
+"""Restoring a snapshot unattended: into a folder, or in place."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import queue
+import stat
 import tempfile
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 from turku_core.agent.backup import progress_words
 from turku_core.agent.hooks import run_hook
 from turku_core.agent.identity import Identity, load_identity
-from turku_core.agent.processes import Interrupted, Stop, printable
+from turku_core.agent.processes import Stop, printable
 from turku_core.agent.rsync_daemon import (
     MODULE_PATH_BYTES_MAX,
     RESTORE_MODULE,
@@ -36,15 +34,8 @@ from turku_core.agent.snapshots import (
     restorable,
 )
 from turku_core.agent.sources import LocalSource, load_sources
-from turku_core.commandline import (
-    Progress,
-    human_size,
-    human_time,
-    print_json,
-    print_table,
-)
 from turku_core.configuration import ensure_private_folder
-from turku_core.errors import DONE, ConfigurationError, TurkuError
+from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import StorageAddress
 
@@ -59,8 +50,8 @@ class RestoreFailed(TurkuError):
 
 
 @dataclass(frozen=True)
-class _Agent:
-    """What every restoring command needs."""
+class RestoringAgent:
+    """What every restore needs to know: who this machine is, and what it may restore."""
 
     locations: Locations
     settings: Settings
@@ -68,7 +59,12 @@ class _Agent:
     offer: Restorable
 
     @classmethod
-    def load(cls, root: Path) -> _Agent:
+    def load(cls, root: Path) -> RestoringAgent:
+        """Read the configuration, and ask the API what may be restored.
+
+        Raises:
+            TurkuError: One of them isn't there or isn't valid.
+        """
         locations = Locations(root)
         settings = load_settings(locations)
         identity = load_identity(locations)
@@ -83,6 +79,10 @@ class _Agent:
             return None
         return self.offer.machine(name)
 
+    def uuid_of(self, former: FormerMachine | None) -> str:
+        """Return whose snapshots are meant."""
+        return former.uuid if former else self.identity.uuid
+
     def snapshots(self, storages: Sequence[StorageAddress], stop: Stop) -> list[Snapshot]:
         """List what there is on storage units."""
         return list_snapshots(storages, locations=self.locations, identity=self.identity, stop=stop)
@@ -93,78 +93,28 @@ class _Agent:
         return {**former, self.identity.uuid: self.settings.unit_name}
 
 
-def list_command(arguments: argparse.Namespace) -> int:
-    """Run ``turku-agent-ping --list``."""
-    agent = _Agent.load(arguments.root)
-    former = agent.former(arguments.machine)
-    storages = agent.offer.storages_of(former) if arguments.machine else agent.offer.all_storages()
-    stop = Stop()
-    try:
-        snapshots = agent.snapshots(storages, stop)
-    finally:
-        stop.close()
-    shown = [
-        each
-        for each in snapshots
-        if arguments.sources in ([], [each.source])
-        and (arguments.machine is None or each.machine == _uuid_of(agent, former))
-    ]
-    if arguments.json:
-        print_json({"snapshots": [each.to_json() for each in shown]})
-    else:
-        _print_snapshots(shown, agent)
-    return DONE
+@dataclass(frozen=True)
+class Wish:
+    """What is to be restored, in the words of whoever wants it.
 
+    Attributes:
+        machine: Whose snapshot, by UUID or name; None is this machine.
+        snapshot: An id, ``latest``, or an ISO 8601 time.
+        paths: What of the source; empty is all of it.
+        target: The folder to restore into; None is one of its own in the restore folder.
+    """
 
-def _uuid_of(agent: _Agent, former: FormerMachine | None) -> str:
-    return former.uuid if former else agent.identity.uuid
-
-
-def _print_snapshots(snapshots: Sequence[Snapshot], agent: _Agent) -> None:
-    if not snapshots:
-        print("There are no snapshots yet.")
-        return
-    names = agent.names()
-    print_table(
-        ("machine", "source", "snapshot", "taken at", "state", "size", "storage unit", "proven"),
-        [
-            (
-                names.get(each.machine, each.machine),
-                each.source,
-                each.id,
-                human_time(each.taken_at),
-                _state(each),
-                human_size(each.bytes),
-                each.storage.name,
-                human_time(each.proven_at),
-            )
-            for each in snapshots
-        ],
-    )
-
-
-def _state(snapshot: Snapshot) -> str:
-    remarks = [
-        *(["partial"] if snapshot.partial else []),
-        *(["damaged"] if snapshot.damaged is not None else []),
-    ]
-    return ", ".join([snapshot.state, *remarks])
-
-
-def restore_command(arguments: argparse.Namespace) -> int:
-    """Run ``turku-agent-ping --restore``."""
-    agent = _Agent.load(arguments.root)
-    stop = Stop()
-    try:
-        if not arguments.sources:
-            return _wait_for_administrator(agent, arguments.target, stop)
-        return _restore_source(agent, arguments, stop)
-    finally:
-        stop.close()
+    source: str
+    machine: str | None = None
+    snapshot: str = "latest"
+    paths: tuple[str, ...] = ()
+    target: Path | None = None
+    in_place: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One restore of one snapshot.
 
     Attributes:
@@ -181,40 +131,77 @@ class _Task:
     hooks_of: LocalSource | None
 
 
-def _restore_source(agent: _Agent, arguments: argparse.Namespace, stop: Stop) -> int:
-    former = agent.former(arguments.machine)
-    own = load_sources(agent.locations.sources).sources.get(arguments.sources[0])
-    if arguments.in_place and own is None:
+@dataclass
+class Report:
+    """What came of a restore."""
+
+    files: int | None = None
+    bytes: int | None = None
+    message: str = ""
+    ok: bool | None = None
+    changes: list[str] = field(default_factory=list)
+
+
+def find_task(agent: RestoringAgent, wish: Wish, stop: Stop) -> Task:
+    """Find out what a wish means here; nothing is written yet.
+
+    Raises:
+        NoSuchSnapshot: There is none like that.
+        TurkuError: The wish can't be fulfilled, or no storage unit answers.
+    """
+    former = agent.former(wish.machine)
+    own = load_sources(agent.locations.sources).sources.get(wish.source)
+    if wish.in_place and own is None:
         raise ConfigurationError(
-            f"Source {printable(arguments.sources[0])} isn't configured here, so there is no place "
-            "to restore it to: use --target DIR."
+            f"Source {printable(wish.source)} isn't configured here, so there is no place to "
+            "restore it to: use --target DIR."
         )
-    paths = _paths_inside(arguments, former, own)
+    paths = _paths_inside(wish, former, own)
     snapshot = choose(
         agent.snapshots(agent.offer.storages_of(former), stop),
-        _uuid_of(agent, former),
-        arguments.sources[0],
-        arguments.snapshot,
+        agent.uuid_of(former),
+        wish.source,
+        wish.snapshot,
         zone_of=datetime.now(timezone.utc).astimezone(),
     )
-    has_hooks = not arguments.dry_run and (former is None or arguments.in_place)
-    task = _Task(
+    has_hooks = not wish.dry_run and (former is None or wish.in_place)
+    return Task(
         snapshot=snapshot,
-        folder=_folder(agent, arguments, snapshot, former, own),
+        folder=_folder(agent, wish, snapshot, former, own),
         paths=paths,
-        in_place=arguments.in_place,
-        dry_run=arguments.dry_run,
+        in_place=wish.in_place,
+        dry_run=wish.dry_run,
         hooks_of=own if has_hooks else None,
     )
+
+
+def carry_out(
+    agent: RestoringAgent, task: Task, stop: Stop, on_progress: Callable[[str], None]
+) -> Report:
+    """Restore, with the hooks around it: the one after runs whatever happens.
+
+    Raises:
+        ComeBackLater: The storage unit has no time for it now.
+        RestoreFailed: It didn't come to its end.
+        TurkuError: It didn't begin.
+    """
     if not task.dry_run:
-        _make_folder(task.folder)
-    _print_report(_with_hooks(agent, task, stop), task, as_json=arguments.json)
-    return DONE
+        make_restore_folder(task.folder)
+    outcome = "failed"
+    try:
+        if task.hooks_of is not None:
+            _run_hook(task.hooks_of, "run_before_restore", task.folder, stop)
+        report = _restore(agent, task, stop, on_progress)
+        outcome = "success"
+    finally:
+        if task.hooks_of is not None:
+            _run_after(task.hooks_of, task.folder, outcome)
+    return report
 
 
 def _folder(
-    agent: _Agent,
-    arguments: argparse.Namespace,
+    agent: RestoringAgent,
+    wish: Wish,
     snapshot: Snapshot,
     former: FormerMachine | None,
     own: LocalSource | None,
@@ -224,17 +211,55 @@ def _folder(
     In the restore folder each snapshot has a folder of its own, so that no restore mixes with
     another and a repeated one goes on where it broke off.
     """
-    if arguments.in_place:
+    if wish.in_place:
         assert own is not None
         return own.path
-    if arguments.target is not None:
-        target: Path = arguments.target.absolute()
-        return target
+    if wish.target is not None:
+        return wish.target.absolute()
     machine = [former.uuid] if former else []
     return agent.settings.restore_path.joinpath(*machine, snapshot.source, snapshot.id)
 
 
-def _make_folder(folder: Path) -> None:
+def require_own_folders(folder: Path, top: Path) -> None:
+    """See that nothing on the way from `top` down to `folder` leads elsewhere.
+
+    What was restored below `top` before is a stranger's: a symbolic link among it, or a folder
+    that others may write to, must not decide where the next restore goes.
+
+    Raises:
+        ConfigurationError: Something does; or `folder` isn't below `top`.
+    """
+    try:
+        steps = folder.relative_to(top).parts
+    except ValueError:
+        steps = ()
+    if not steps or ".." in steps:
+        raise ConfigurationError(f"{printable(str(folder))} isn't inside the restore folder {top}.")
+    place = top
+    for number, step in enumerate(steps, start=1):
+        place = place / step
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigurationError(f"{place} can't be looked at: {error.strerror}.") from error
+        is_last = number == len(steps)
+        is_own = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+        # The last one may have got its owner by the restore that this one goes on with.
+        if not stat.S_ISDIR(found.st_mode) or not (is_own or is_last):
+            raise ConfigurationError(
+                f"{printable(str(place))} was restored there and may lead elsewhere: choose "
+                "another folder with --target DIR, or move it away."
+            )
+
+
+def make_restore_folder(folder: Path) -> None:
+    """Make the folder that files are restored into, as far as it isn't there.
+
+    Raises:
+        TurkuError: It can't be made, or its path is too long for rsync's daemon.
+    """
     if len(os.fsencode(folder)) > MODULE_PATH_BYTES_MAX:
         raise ConfigurationError(
             f"The path of {printable(str(folder))} is longer than the {MODULE_PATH_BYTES_MAX} "
@@ -250,12 +275,10 @@ def _make_folder(folder: Path) -> None:
         raise RestoreFailed(f"The folder {folder} can't be made: {error.strerror}.") from error
 
 
-def _paths_inside(
-    arguments: argparse.Namespace, former: FormerMachine | None, own: LocalSource | None
-) -> list[str]:
+def _paths_inside(wish: Wish, former: FormerMachine | None, own: LocalSource | None) -> list[str]:
     """Return the wanted paths relative to the source; absolute ones below its path are cut."""
-    known = former.sources.get(arguments.sources[0]) if former else own.settings if own else None
-    return [_path_inside(path, known.path if known else "/") for path in arguments.paths]
+    known = former.sources.get(wish.source) if former else own.settings if own else None
+    return [_path_inside(path, known.path if known else "/") for path in wish.paths]
 
 
 def _path_inside(path: str, top: str) -> str:
@@ -274,44 +297,21 @@ def _path_inside(path: str, top: str) -> str:
     return inside
 
 
-@dataclass
-class _Report:
-    """What came of a restore."""
-
-    files: int | None = None
-    bytes: int | None = None
-    message: str = ""
-    ok: bool | None = None
-    changes: list[str] = field(default_factory=list)
-
-
-def _with_hooks(agent: _Agent, task: _Task, stop: Stop) -> _Report:
-    """Restore, with the hooks around it: the one after runs whatever happens."""
-    outcome = "failed"
-    try:
-        if task.hooks_of is not None:
-            _run_hook(task.hooks_of, "run_before_restore", task.folder, stop)
-        report = _restore(agent, task, stop)
-        outcome = "success"
-    finally:
-        if task.hooks_of is not None:
-            _run_after(task.hooks_of, task.folder, outcome)
-    return report
-
-
-def _restore(agent: _Agent, task: _Task, stop: Stop) -> _Report:
+def _restore(
+    agent: RestoringAgent, task: Task, stop: Stop, on_progress: Callable[[str], None]
+) -> Report:
     if task.dry_run and not task.folder.exists():
         # rsync wants something to compare with.
         with tempfile.TemporaryDirectory(dir=agent.locations.run) as empty:
-            return _hold(agent, task, Path(empty), stop)
+            return _hold(agent, task, Path(empty), stop, on_progress)
     try:
-        return _hold(agent, task, task.folder, stop)
+        return _hold(agent, task, task.folder, stop, on_progress)
     finally:
         if not task.dry_run:
-            _finish_links(task.folder)
+            finish_links(task.folder)
 
 
-def _make_plan(agent: _Agent, task: _Task, module_folder: Path) -> SessionPlan:
+def _make_plan(agent: RestoringAgent, task: Task, module_folder: Path) -> SessionPlan:
     snapshot = task.snapshot
     wish: dict[str, Any] = {
         "machine": None if snapshot.machine == agent.identity.uuid else snapshot.machine,
@@ -326,7 +326,8 @@ def _make_plan(agent: _Agent, task: _Task, module_folder: Path) -> SessionPlan:
     return SessionPlan(snapshot.storage, "restore", [module], {"restore": wish})
 
 
-def _finish_links(folder: Path) -> None:
+def finish_links(folder: Path) -> None:
+    """Give symbolic links that were restored without a chroot their real targets back."""
     if not uses_chroot():
         unmunge_links(folder)
 
@@ -354,16 +355,21 @@ def _run_after(source: LocalSource, folder: Path, outcome: str) -> None:
         never.close()
 
 
-def _hold(agent: _Agent, task: _Task, module_folder: Path, stop: Stop) -> _Report:
+def _hold(
+    agent: RestoringAgent,
+    task: Task,
+    module_folder: Path,
+    stop: Stop,
+    on_progress: Callable[[str], None],
+) -> Report:
     plan = _make_plan(agent, task, module_folder)
-    report = _Report()
-    progress = Progress()
+    report = Report()
     said: list[str] = []
 
     def on_event(event: Event) -> None:
         kind = event["event"]
         if kind == "progress":
-            progress.show(f"restored {progress_words(event)}")
+            on_progress(f"restored {progress_words(event)}")
         elif kind == "result":
             _take_result(event, report)
         elif kind == "change" and len(report.changes) < _SHOWN_CHANGES_MAX:
@@ -384,8 +390,6 @@ def _hold(agent: _Agent, task: _Task, module_folder: Path, stop: Stop) -> _Repor
         words = report.message or " ".join(said)
         kind = ComeBackLater if isinstance(error, ComeBackLater) else RestoreFailed
         raise kind(f"{error} It says: {words}" if words else str(error)) from error
-    finally:
-        progress.clear()
     if report.ok is None:
         raise RestoreFailed(
             f"Storage unit {plan.storage.name} didn't say how the restore ended: it may be an "
@@ -396,111 +400,10 @@ def _hold(agent: _Agent, task: _Task, module_folder: Path, stop: Stop) -> _Repor
     return report
 
 
-def _take_result(event: Event, report: _Report) -> None:
+def _take_result(event: Event, report: Report) -> None:
     report.ok = event.get("ok") is True
     message = event.get("message")
     report.message = printable(message) if isinstance(message, str) else ""
     files, count = event.get("files"), event.get("bytes")
     report.files = files if isinstance(files, int) else None
     report.bytes = count if isinstance(count, int) else None
-
-
-def _print_report(report: _Report, task: _Task, *, as_json: bool) -> None:
-    snapshot = task.snapshot
-    if as_json:
-        print_json(
-            {
-                "source": snapshot.source,
-                "machine": snapshot.machine,
-                "snapshot": snapshot.id,
-                "target": str(task.folder),
-                "in_place": task.in_place,
-                "dry_run": task.dry_run,
-                "files": report.files,
-                "bytes": report.bytes,
-                "changes": report.changes,
-                "message": report.message,
-            }
-        )
-        return
-    for change in report.changes:
-        print(printable(change, 4096))
-    amount = f": {report.files} files, {human_size(report.bytes)}" if report.files else ""
-    what = "would be restored" if task.dry_run else "is restored"
-    print(
-        f"Snapshot {snapshot.id} of source {snapshot.source} {what} in "
-        f"{printable(str(task.folder))}{amount}."
-    )
-
-
-def _wait_for_administrator(agent: _Agent, target: Path | None, stop: Stop) -> int:
-    """Open the restore folder on every storage unit and wait, until the user or the network ends.
-
-    Each unit prints a ready-made rsync line for its administrator.
-    """
-    folder = target.absolute() if target else agent.settings.restore_path
-    storages = agent.offer.storages_of(None)
-    if not storages:
-        raise TurkuError(
-            "The API names no storage unit for this machine: it has no source there yet."
-        )
-    _make_folder(folder)
-    print(
-        f"The folder {folder} is open for restoring; files that are there may be replaced.\n"
-        "Press Ctrl-C when the administrator of the storage unit is done.",
-        flush=True,
-    )
-    ended: queue.Queue[TurkuError | None] = queue.Queue()
-    threads = [
-        threading.Thread(target=_serve, args=(agent, storage, folder, stop, ended))
-        for storage in storages
-    ]
-    failure: TurkuError | None = None
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            failure = ended.get() or failure
-    except KeyboardInterrupt:
-        logger.info("the user is done")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        _finish_links(folder)
-    if failure is not None:
-        raise failure
-    return DONE
-
-
-def _serve(
-    agent: _Agent,
-    storage: StorageAddress,
-    folder: Path,
-    stop: Stop,
-    ended: queue.Queue[TurkuError | None],
-) -> None:
-    def on_event(event: Event) -> None:
-        said = event.get("message")
-        if event["event"] in ("message", "module") and isinstance(said, str):
-            print(f"{storage.name}: {printable(said, 4096)}", flush=True)
-
-    try:
-        run_session(
-            SessionPlan(
-                storage,
-                "restore",
-                [make_module(RESTORE_MODULE, folder, writable=True)],
-                patience=None,
-            ),
-            key=agent.identity.ssh_key,
-            run_folder=agent.locations.run,
-            stop=stop,
-            on_event=on_event,
-        )
-    except Interrupted:
-        ended.put(None)
-    except TurkuError as error:
-        ended.put(error)
-    else:
-        ended.put(None)
