@@ -329,3 +329,12 @@ def test_a_command_may_come_after_a_prompt_a_folder_or_juju() -> None:
         "turku-agent-ping",
         "--list",
     )
+
+
+def test_every_file_of_the_library_that_a_document_names_is_there() -> None:
+    missing = []
+    for path in DOCUMENTS:
+        for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", path.read_text("utf-8")):
+            if not any((TREE / top / name).exists() for top in ("lib/turku_core", ".")):
+                missing.append(f"{path.relative_to(TREE)}: {name}")
+    assert missing == []
