@@ -33,7 +33,7 @@ DJANGO = {"migrate", "changepassword", "dumpdata", "loaddata", "shell", "check",
 
 JUJU = {
     "add-model", "add-relation", "add-storage", "add-unit", "attach-storage", "bootstrap", "config",
-    "consume", "debug-log", "deploy", "destroy-model", "detach-storage", "exec", "expose",
+    "consume", "debug-log", "deploy", "destroy-model", "detach-storage", "exec", "expose", "grant",
     "integrate", "offer", "refresh", "remove-application", "remove-relation", "remove-unit",
     "resolved", "run", "scp", "show-operation", "show-unit", "ssh", "status", "storage",
     "storage-pools", "switch", "version", "wait-for",
