@@ -1,0 +1,75 @@
+"""What an operator reads of an agent unit in `juju status`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta, timezone
+
+import ops
+
+from turku_charm.statuses import one_line, status_of
+from turku_core.agent.status import Status
+from turku_core.errors import TurkuError
+from turku_core.protocol.status import SourceStatus
+
+STALE_AFTER = timedelta(hours=2)
+"""The agent asks for its sources' state every hour and after each backup."""
+
+
+def unit_status(
+    problems: Sequence[TurkuError],
+    remarks: Sequence[str],
+    sources: Collection[str],
+    status: Status | None,
+    now: datetime,
+) -> ops.StatusBase:
+    """Return the unit's status: what somebody has to mend, what is waited for, or all is well.
+
+    Args:
+        problems: What this event could not do.
+        remarks: What is worth knowing.
+        sources: The names of the machine's sources.
+        status: How they fare, as far as the API has said.
+        now: The time, aware.
+    """
+    known = {} if status is None else status.sources
+    fates = {name: known[name] for name in sorted(sources) if name in known}
+    behind = [_behind(name, fate) for name, fate in fates.items() if fate.is_behind]
+    to_mend = [str(each) for each in problems if isinstance(status_of(each), ops.BlockedStatus)]
+    if to_mend or behind:
+        return ops.BlockedStatus(one_line(" ".join([*to_mend, *behind])))
+    if problems:
+        return ops.WaitingStatus(one_line(" ".join(str(each) for each in problems)))
+    if not sources:
+        return ops.WaitingStatus(
+            "Waiting for a source: set the option sources, or let the principal name some."
+        )
+    words = [_last_good(fates), *_paused(fates), *_stale(status, now), *remarks]
+    return ops.ActiveStatus(one_line(" ".join(words)))
+
+
+def _behind(name: str, fate: SourceStatus) -> str:
+    since = "" if fate.overdue_since is None else f" since {_time(fate.overdue_since)}"
+    last = "never backed up" if fate.last_good is None else f"last {_time(fate.last_good)}"
+    problem = f": {fate.problem.rstrip('.')}" if fate.problem else ""
+    return f"Source {name} is {fate.state}{since} ({last}){problem}."
+
+
+def _last_good(fates: dict[str, SourceStatus]) -> str:
+    times = [fate.last_good for fate in fates.values() if fate.last_good is not None]
+    return f"Last good backup {_time(max(times))}." if times else "No backup yet."
+
+
+def _paused(fates: dict[str, SourceStatus]) -> list[str]:
+    paused = [name for name, fate in fates.items() if fate.state == "paused"]
+    return [f"Paused: {', '.join(paused)}."] if paused else []
+
+
+def _stale(status: Status | None, now: datetime) -> list[str]:
+    if status is None or now - status.asked_at < STALE_AFTER:
+        return []
+    return [f"The API said so at {_time(status.asked_at)} and nothing since."]
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""The subordinate charm that backs up its principal's machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import ops
+
+import agent_actions
+from agent_machine import Claim, Machine
+from agent_sources import (
+    OPTION,
+    Files,
+    Place,
+    names_of_others,
+    option_place,
+    relation_place,
+    resolve,
+)
+from agent_status import unit_status
+from agent_workload import Agent
+from backup_hooks import write_hooks
+from backup_request import Asked, read_request
+from turku_charm import api_relation
+from turku_charm.actions import answer
+from turku_charm.cos_agent import metrics_listen, publish_cos_agent
+from turku_charm.statuses import Blocked, NotReady
+from turku_core import __version__
+from turku_core.agent.sources import load_sources
+from turku_core.agent.status import read_status
+from turku_core.errors import TurkuError
+
+logger = logging.getLogger(__name__)
+
+RESTORE_ORDERS = ("restore-folder", "anywhere", "none")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The charm's options. Raises ValueError for what isn't valid."""
+
+    sources: str
+    restore_orders: str
+    log_level: str
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("restore-orders", self.restore_orders, RESTORE_ORDERS),
+            ("log-level", self.log_level, LOG_LEVELS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"The option {option} must be one of {', '.join(known)}, not {value!r}."
+                )
+
+
+class TurkuAgentCharm(ops.CharmBase):
+    """Makes the machine what the charm's relations and options say, at every event anew."""
+
+    root = Path("/")
+
+    def __init__(self, framework: ops.Framework) -> None:
+        super().__init__(framework)
+        self._machine = Machine(self.root)
+        self._agent = Agent(self.root, self.charm_dir, self._machine)
+        self._files = Files(self._agent.locations.sources)
+        self._problems: list[TurkuError] = []
+        self._remarks: tuple[str, ...] = ()
+        self._has_looked = False
+        on = self.on
+        framework.observe(on.install, self._on_new_charm)
+        framework.observe(on.upgrade_charm, self._on_new_charm)
+        framework.observe(on.update_status, self._on_update_status)
+        framework.observe(on.remove, self._on_remove)
+        for event in (on.start, on.config_changed, on.secret_changed):
+            framework.observe(event, self._on_change)
+        for endpoint in ("host", "api", "sources", "backup", "cos-agent"):
+            events = on[endpoint]
+            for event in (
+                events.relation_created,
+                events.relation_joined,
+                events.relation_changed,
+                events.relation_departed,
+                events.relation_broken,
+            ):
+                framework.observe(event, self._on_change)
+        framework.observe(on.collect_unit_status, self._on_collect_unit_status)
+        framework.observe(on["backup-now"].action, self._on_backup_now)
+        framework.observe(on["list-snapshots"].action, self._on_list_snapshots)
+        framework.observe(on["restore"].action, self._on_restore)
+        framework.observe(on["check"].action, self._on_check)
+
+    # Events
+
+    def _on_new_charm(self, _: ops.EventBase) -> None:
+        self._reconcile(is_new=True)
+
+    def _on_change(self, _: ops.EventBase) -> None:
+        self._reconcile()
+
+    def _on_update_status(self, _: ops.EventBase) -> None:
+        self._reconcile()
+        self._agent.refresh_status()
+
+    def _on_remove(self, _: ops.EventBase) -> None:
+        with self._machine.locked():
+            claims = self._machine.claims()
+            others = [claim for claim in claims if claim.unit != self.unit.name]
+            for claim in [*self._machine.gone(), *claims]:
+                if claim not in others:
+                    self._leave(claim, others)
+            if others:
+                self._settle(others)
+            else:
+                self._agent.remove()
+
+    def _on_collect_unit_status(self, event: ops.CollectStatusEvent) -> None:
+        if not self._has_looked:
+            return  # an action changes nothing of what the status says
+        event.add_status(
+            unit_status(
+                self._problems,
+                self._remarks,
+                load_sources(self._files.folder).sources.keys(),
+                read_status(self._agent.locations),
+                datetime.now(timezone.utc),
+            )
+        )
+
+    # Actions
+
+    def _on_backup_now(self, event: ops.ActionEvent) -> None:
+        wanted = event.load_params(agent_actions.BackUpNow, errors="fail")
+        answer(event, lambda: agent_actions.back_up_now(self._agent.programs, wanted))
+
+    def _on_list_snapshots(self, event: ops.ActionEvent) -> None:
+        wanted = event.load_params(agent_actions.ListSnapshots, errors="fail")
+        answer(event, lambda: agent_actions.list_snapshots(self._agent.programs, wanted))
+
+    def _on_restore(self, event: ops.ActionEvent) -> None:
+        wanted = event.load_params(agent_actions.Restore, errors="fail")
+        answer(event, lambda: agent_actions.restore(self._agent.programs, wanted))
+
+    def _on_check(self, event: ops.ActionEvent) -> None:
+        answer(event, lambda: agent_actions.check(self._agent.programs))
+
+    # The one way in which things become as they should be
+
+    def _reconcile(self, *, is_new: bool = False) -> None:
+        """Make the machine what is wanted of it; what can't be done is said in the status."""
+        self._has_looked = True
+        with self._machine.locked():
+            mine, claims = self._stake_claim(is_new=is_new)
+            with self._noting():
+                self._agent.install_packages()
+            with self._noting():
+                self._agent.install(mine, claims)
+                self.unit.set_workload_version(self._agent.workload.version() or "")
+            with self._noting():
+                self._introduce()
+            self._settle(claims)
+        publish_cos_agent(self)
+
+    def _stake_claim(self, *, is_new: bool) -> tuple[Claim, list[Claim]]:
+        """Bring this unit's claim and files up to date; return it, and all claims."""
+        claims = self._machine.claims()
+        others = [claim for claim in claims if claim.unit != self.unit.name]
+        mine = next((claim for claim in claims if claim not in others), None)
+        if mine is None or is_new:
+            mine = self._renewed(mine)
+        mine = self._with_values(mine)
+        mine = self._with_api(mine)
+        mine = self._with_sources(mine, others)
+        self._machine.save(mine)
+        self._files.write(mine)
+        for gone in self._machine.gone():
+            self._leave(gone, [mine, *others])
+        self._note(self._files.problems())
+        return mine, self._machine.claims()
+
+    def _renewed(self, former: Claim | None) -> Claim:
+        now = datetime.now(timezone.utc).isoformat()
+        if former is not None:
+            return dataclasses.replace(former, release=__version__, adopted=now)
+        return Claim(self.unit.name, self.app.name, since=now, release=__version__, adopted=now)
+
+    def _with_values(self, mine: Claim) -> Claim:
+        """Return the claim with what the options and the principal make of the configuration."""
+        mine = dataclasses.replace(mine, metrics_listen=metrics_listen(self))
+        with self._noting():
+            config = self._config()
+            principal = self._principal()
+            values = {
+                "environment_name": self.model.name,
+                "service_name": principal.partition("/")[0],
+                "unit_name": principal,
+                "restore_orders": config.restore_orders,
+                "log_level": config.log_level,
+            }
+            return dataclasses.replace(mine, values=values)
+        return mine
+
+    def _with_api(self, mine: Claim) -> Claim:
+        """Return the claim with what the API says; while it says nothing, what it said before."""
+        with self._noting():
+            api = api_relation.read_api(self.model)
+            return dataclasses.replace(mine, access=api.access.to_databag(), secret=api.secret)
+        relation = self.model.get_relation(api_relation.ENDPOINT)
+        if relation is None or not relation.active:
+            return dataclasses.replace(mine, access=None, secret=None)
+        return mine
+
+    def _with_sources(self, mine: Claim, others: Sequence[Claim]) -> Claim:
+        """Return the claim with what the places of this unit say is to be backed up."""
+        places = [*self._relation_places(mine), option_place(str(self.config["sources"]))]
+        self._remarks = tuple(remark for place in places for remark in place.remarks)
+        names, clashes = self._files.names_of_principals([mine, *others])
+        resolved = resolve(places, mine.places, names_of_others(mine, others) | names)
+        self._note([*clashes, *resolved.problems])
+        return dataclasses.replace(mine, places=resolved.places)
+
+    def _relation_places(self, mine: Claim) -> list[Place]:
+        """Return what the principal says; while it isn't known, all stays as it was."""
+        try:
+            principal = self._principal()
+        except NotReady:
+            former = ((key, place) for key, place in mine.places.items() if key != OPTION)
+            return [Place(key, place.label, None) for key, place in former]
+        places = []
+        for relation in self.model.relations["sources"]:
+            unit = next((unit for unit in relation.units if unit.name == principal), None)
+            if relation.active:
+                databag = relation.data[unit] if unit is not None else {}
+                places.append(relation_place(f"sources:{relation.id}", principal, databag))
+        hooks = self._agent.hooks / mine.file_stem
+        asked = self._backup_requests(principal, hooks)
+        if all(each.hooks is not None for each in asked):
+            texts = {key: text for each in asked for key, text in (each.hooks or {}).items()}
+            write_hooks(hooks, texts)
+        return [*places, *(each.place for each in asked)]
+
+    def _backup_requests(self, principal: str, hooks: Path) -> list[Asked]:
+        """Read the `backup` relations of this unit's principal; others are other machines'."""
+        return [
+            read_request(f"backup:{relation.id}", principal, relation.data[relation.app], hooks)
+            for relation in self.model.relations["backup"]
+            if relation.active and relation.app.name == principal.partition("/")[0]
+        ]
+
+    def _introduce(self) -> None:
+        """Publish who the machine is, so that the API lets it register."""
+        unit = self._agent.unit(self._principal())
+        for relation in self.model.relations[api_relation.ENDPOINT]:
+            if relation.active:
+                api_relation.publish(relation, self.unit, unit.to_databag())
+
+    def _settle(self, claims: Sequence[Claim]) -> None:
+        """Make the configuration what the claims amount to, and tell the API what has changed."""
+        with self._noting():
+            self._agent.configure(claims)
+            self._agent.tell()
+
+    def _leave(self, claim: Claim, others: Sequence[Claim]) -> None:
+        """Take away what a unit made for itself alone."""
+        self._files.remove(claim, others)
+        write_hooks(self._agent.hooks / claim.file_stem, {})
+        self._machine.drop(claim)
+
+    # What Juju says
+
+    def _config(self) -> AgentConfig:
+        try:
+            return self.load_config(AgentConfig)
+        except ValueError as error:
+            raise Blocked(str(error)) from error
+
+    def _principal(self) -> str:
+        """Return the principal unit that this unit is beside."""
+        named = os.environ.get("JUJU_PRINCIPAL_UNIT")
+        if named:
+            return named
+        for endpoint in ("host", "sources"):
+            for relation in self.model.relations[endpoint]:
+                for unit in relation.units:
+                    return unit.name
+        raise NotReady("Waiting for the principal.")
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Go on after an error, and say it in the status."""
+        try:
+            yield
+        except TurkuError as error:
+            logger.warning("%s", error)
+            if str(error) not in map(str, self._problems):
+                self._problems.append(error)
+
+    def _note(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
+            with self._noting():
+                raise Blocked(sentence)
+
+
+if __name__ == "__main__":  # pragma: nocover
+    ops.main(TurkuAgentCharm)
