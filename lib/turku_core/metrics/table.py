@@ -263,7 +263,7 @@ STORAGE = (
         "turku_storage_source_last_success_timestamp_seconds",
         _SECONDS,
         _HELD,
-        "When the session of the source's newest good snapshot began",
+        "When the session of the source's newest undamaged snapshot began",
     ),
     Metric(
         "turku_storage_source_snapshots",
@@ -275,7 +275,7 @@ STORAGE = (
         "turku_storage_source_last_backup_bytes",
         "bytes",
         _HELD,
-        "How large the tree of the source's newest good snapshot is",
+        "How large the tree of the source's newest undamaged snapshot is",
     ),
     Metric(
         "turku_storage_source_stored_bytes",

@@ -196,6 +196,12 @@ def storage() -> None:
     add_json_option(listing)
     usage = add("usage", _usage, "Say how full the volumes are, and what is being done.")
     add_json_option(usage)
+    metrics = add("metrics", _metrics, "Print the metrics of this unit in Prometheus' text form.")
+    metrics.add_argument(
+        "--http",
+        action="store_true",
+        help="answer the HTTP request on standard input, as the socket unit needs it",
+    )
     _add_restore_options(
         add(
             "restore",
@@ -234,6 +240,13 @@ def _usage(arguments: argparse.Namespace) -> int:
     from turku_core.storage.operator import Operator
 
     return Operator(_own_settings(arguments), _now(), as_json=arguments.json).usage()
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from turku_core.metrics import scrape
+    from turku_core.storage.metrics import metrics_text
+
+    return scrape.show(lambda: metrics_text(_own_settings(arguments)), http=arguments.http)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
