@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every entry: the earliest that a zip file can hold."""
 
 
+@dataclass(frozen=True)
+class Build:
+    """What charms are packed for: a base such as ``ubuntu@24.04``, its Python, an architecture."""
+
+    base: str
+    python: str
+    arch: str
+
+    @classmethod
+    def of(cls, base: str, arch: str) -> Build:
+        """Return the build for a base of `BASES`."""
+        return cls(base, BASES[base], arch)
+
+
 def charms() -> list[str]:
     """Return the names of the charms that there are."""
     return sorted(path.parent.name for path in TREE.glob("charms/*/charmcraft.yaml"))
@@ -49,14 +64,15 @@ def read_project(charm: str) -> dict[str, Any]:
     return project
 
 
-def file_name(charm: str, base: str, arch: str) -> str:
+def file_name(charm: str, build: Build) -> str:
     """Return what charmcraft calls the file: the name, and the platform with ``-`` for ``:``."""
-    return f"{charm}_{base}-{arch}.charm"
+    return f"{charm}_{build.base}-{build.arch}.charm"
 
 
-def is_offered(project: dict[str, Any], base: str, arch: str) -> bool:
+def is_offered(project: dict[str, Any], build: Build) -> bool:
     """Say whether a charm is for this base and architecture; any may be tried on a Debian."""
-    return f"{base}:{arch}" in project["platforms"] or base.startswith("debian@")
+    platform = f"{build.base}:{build.arch}"
+    return platform in project["platforms"] or build.base.startswith("debian@")
 
 
 def metadata(project: dict[str, Any]) -> dict[str, Any]:
@@ -65,17 +81,17 @@ def metadata(project: dict[str, Any]) -> dict[str, Any]:
     return {**found, "display-name": project["title"]}
 
 
-def manifest(base: str, arch: str) -> dict[str, Any]:
+def manifest(build: Build) -> dict[str, Any]:
     """Return what goes into ``manifest.yaml``, without which Juju refuses the charm."""
-    name, _, channel = base.partition("@")
-    return {"bases": [{"name": name, "channel": channel, "architectures": [arch]}]}
+    name, _, channel = build.base.partition("@")
+    return {"bases": [{"name": name, "channel": channel, "architectures": [build.arch]}]}
 
 
-def generated(project: dict[str, Any], base: str, arch: str) -> dict[str, bytes]:
+def generated(project: dict[str, Any], build: Build) -> dict[str, bytes]:
     """Return the files that come from ``charmcraft.yaml`` and the target, by name."""
     contents = {
         "metadata.yaml": metadata(project),
-        "manifest.yaml": manifest(base, arch),
+        "manifest.yaml": manifest(build),
         "config.yaml": project.get("config"),
         "actions.yaml": project.get("actions"),
     }
@@ -86,25 +102,24 @@ def generated(project: dict[str, Any], base: str, arch: str) -> dict[str, bytes]
     } | {"dispatch": DISPATCH.read_bytes()}
 
 
-def pack(charm: str, base: str, arch: str, into: Path) -> Path:
+def pack(charm: str, build: Build, into: Path) -> Path:
     """Pack one charm and return the path of its file.
 
     Args:
         charm: Its name, such as ``turku-agent``.
-        base: One of `BASES`.
-        arch: ``amd64`` or ``arm64``.
+        build: What it is for.
         into: The folder to put the file in.
     """
     into.mkdir(parents=True, exist_ok=True)
-    path = into / file_name(charm, base, arch)
-    files = generated(read_project(charm), base, arch)
+    path = into / file_name(charm, build)
+    files = generated(read_project(charm), build)
     executable = {"dispatch", "src/charm.py"}
     source = TREE / "charms" / charm / "src"
     for file in _files(source):
         files[f"src/{file.relative_to(source)}"] = file.read_bytes()
     with tempfile.TemporaryDirectory(prefix="turku-charm-") as name:
         venv = Path(name, "venv")
-        install(charm, venv, Target(BASES[base], arch))
+        install(charm, venv, Target(build.python, build.arch))
         for file in _files(venv):
             inside = f"venv/{file.relative_to(venv)}"
             files[inside] = file.read_bytes()
@@ -149,11 +164,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(given.charm) - set(charms()))
     if unknown:
         parser.error(f"there is no charm {', '.join(unknown)}; there are {', '.join(charms())}")
+    build = Build.of(given.base, given.arch)
     for charm in given.charm or charms():
-        if not is_offered(read_project(charm), given.base, given.arch):
-            print(f"{charm} is not for {given.base}", flush=True)
+        if not is_offered(read_project(charm), build):
+            print(f"{charm} is not for {build.base}", flush=True)
             continue
-        path = pack(charm, given.base, given.arch, given.into)
+        path = pack(charm, build, given.into)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         size = path.stat().st_size / 2**20
         print(f"{path}  {size:.0f} MiB  sha256:{digest}", flush=True)
