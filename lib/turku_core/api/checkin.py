@@ -37,7 +37,10 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
         if orders:
             answer["restore_orders"] = orders
     if next_due_at is not None and next_due_at <= now:
-        answer["scheduled_sources"] = answers.sources_to_back_up(leases.hand_out(pk, now))
+        handed_out = leases.hand_out(pk, now)
+        answer["scheduled_sources"] = answers.sources_to_back_up(handed_out.sources)
+        if handed_out.come_back is not None:
+            answer["come_back_seconds"] = handed_out.come_back.total_seconds()
     return {"machine": answer}
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from django.core.management import call_command
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
-from turku_core.errors import ConfigurationError, TurkuError
+from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
 
 MIGRATION_LOCK = 0x7475726B75
 """The number of PostgreSQL's advisory lock under which units migrate; any would do, once chosen."""
@@ -25,6 +24,10 @@ class DatabaseUnreachable(TurkuError):
 
 class DatabaseNotMigrated(ConfigurationError):
     """The database's tables are older than the program, or were never made."""
+
+
+class DatabaseNotMigratedYet(TryAgainLater):
+    """Another unit of the cluster is to bring the database up to date, and hasn't so far."""
 
 
 def require_migrated_database() -> None:
@@ -48,18 +51,19 @@ def require_migrated_database() -> None:
         )
 
 
-def migrate_database(data_folder: Path) -> None:
-    """Bring the database up to date; of several units that start at once, one does it.
+@contextmanager
+def migrating(data_folder: Path) -> Iterator[None]:
+    """Keep other units from migrating the database meanwhile.
 
     Args:
         data_folder: The API's; SQLite's units, which share it, wait for each other there.
 
     Raises:
-        DatabaseUnreachable: The database doesn't answer, or refuses a migration.
+        DatabaseUnreachable: The database doesn't answer, or refuses what is done meanwhile.
     """
     try:
         with _one_at_a_time(data_folder):
-            call_command("migrate", interactive=False, verbosity=0)
+            yield
     except DatabaseError as error:
         raise _unreachable(error) from error
 

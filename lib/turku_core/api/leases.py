@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
@@ -20,9 +22,40 @@ SESSION_FOR = timedelta(hours=12)
 """A session with a storage unit that doesn't renew leases."""
 
 
-def hand_out(
-    machine_id: int, now: datetime, session_with: StorageUnit | None = None
-) -> list[Source]:
+KEY_FETCHED_WITHIN = timedelta(seconds=5)
+"""When to ask again for what waits for its storage unit to fetch a key: it looks every 20 s."""
+
+SLOT_FREE_WITHIN = timedelta(minutes=1)
+"""When to ask again for what waits for another machine's session to end."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a storage unit can't take a session of a machine now.
+
+    Attributes:
+        sentence: For a person.
+        come_back: When it is worth asking again, if it passes by itself; None: it may not.
+    """
+
+    sentence: str
+    come_back: timedelta | None = None
+
+
+@dataclass(frozen=True)
+class HandedOut:
+    """What became of a machine's due sources.
+
+    Attributes:
+        sources: The ones that were leased just now, each with its machine and storage unit.
+        come_back: When the machine had better ask again for others; None: at its own time.
+    """
+
+    sources: Sequence[Source]
+    come_back: timedelta | None = None
+
+
+def hand_out(machine_id: int, now: datetime, session_with: StorageUnit | None = None) -> HandedOut:
     """Lease the sources of a machine that are due and whose storage units can serve them.
 
     Args:
@@ -30,9 +63,6 @@ def hand_out(
         now: The time.
         session_with: The storage unit that the machine has a session with, when the unit asks;
             sources elsewhere are then left for the machine's other sessions.
-
-    Returns:
-        The sources that were leased just now, each with its machine and storage unit.
     """
     with transaction.atomic():
         # The order in which rows are locked is the same everywhere: machine, units, sources.
@@ -44,13 +74,15 @@ def hand_out(
         }
         handed_out = []
         for source in sources:
-            obstacle = obstacles.get(source.storage_id) or _source_obstacle(source, now)
-            if obstacle:
-                _set_problem(source, obstacle)
+            obstacle = obstacles.get(source.storage_id)
+            problem = obstacle.sentence if obstacle else _source_obstacle(source, now)
+            if problem:
+                _set_problem(source, problem)
             elif _lease(source, now):
                 handed_out.append(source)
         due.refresh_machine(machine)
-    return handed_out
+    pauses = [each.come_back for each in obstacles.values() if each and each.come_back]
+    return HandedOut(handed_out, min(pauses, default=None))
 
 
 def _due_sources(machine: Machine, now: datetime, session_with: StorageUnit | None) -> list[Source]:
@@ -85,17 +117,29 @@ def _lock_units(ids: set[int]) -> dict[int | None, StorageUnit]:
 
 def _unit_obstacle(
     unit: StorageUnit, machine: Machine, now: datetime, session_with: StorageUnit | None
-) -> str:
-    """Say why the storage unit can't take a session of the machine now; empty when it can."""
+) -> Obstacle | None:
+    """Say why the storage unit can't take a session of the machine now; None when it can."""
     if not unit.active or not unit.published:
-        return f"Storage unit {unit.name} is not in service."
+        return Obstacle(f"Storage unit {unit.name} is not in service.")
     if unit.paused:
-        return f"Storage unit {unit.name} is paused."
-    if _count_other_machines(unit, machine, now) >= unit.slots:
-        return f"Storage unit {unit.name} has all its {unit.slots} slots taken."
+        return Obstacle(f"Storage unit {unit.name} is paused.")
+    slots = _slots_of(unit)
+    if _count_other_machines(unit, machine, now) >= slots:
+        return Obstacle(
+            f"Storage unit {unit.name} has all its {slots} slots taken.", SLOT_FREE_WITHIN
+        )
     if session_with is None and not _knows_key(unit, machine):
-        return f"Storage unit {unit.name} has not fetched the machine's SSH key yet."
-    return ""
+        return Obstacle(
+            f"Storage unit {unit.name} has not fetched the machine's SSH key yet.",
+            KEY_FETCHED_WITHIN,
+        )
+    return None
+
+
+def _slots_of(unit: StorageUnit) -> int:
+    """Return how many sessions the unit is sent at once: its own word, or the operator's cap."""
+    cap: int = settings.TURKU_SESSION_SLOTS
+    return min(unit.slots, cap) if cap else unit.slots
 
 
 def _count_other_machines(unit: StorageUnit, machine: Machine, now: datetime) -> int:

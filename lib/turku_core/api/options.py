@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from turku_core import fields
 from turku_core.configuration import Merged, read_folder
 from turku_core.errors import ConfigurationError
+from turku_core.fields import FieldError
 from turku_core.retention import Policy
 from turku_core.schedule import Schedule
 
@@ -28,6 +30,11 @@ class Options:
         default_retention: The retention policy of a source that names none.
         default_high_water_mark: The high-water mark of a storage unit that registers, in percent.
         record_retention_days: How long records of backups are kept, in days.
+        session_slots: How many sessions a storage unit is sent at once, at most; 0: as many as it
+            says itself.
+        migrate_on_start: Whether `serve --migrate` brings the database up to date; in a cluster one
+            unit does it for all (`migrate`).
+        log_level: From which level on the log is written: debug, info, warning or error.
         allowed_hosts: The names under which the administration site answers.
         debug: Django's debug mode; never on a machine that others can reach.
     """
@@ -38,6 +45,9 @@ class Options:
     default_retention: str = "last 5 days, earliest of month"
     default_high_water_mark: int = 80
     record_retention_days: int = 400
+    session_slots: int = 0
+    migrate_on_start: bool = True
+    log_level: str = "warning"
     allowed_hosts: tuple[str, ...] = ("*",)
     debug: bool = False
 
@@ -65,6 +75,9 @@ def read_options(folder: Path) -> Options:
         record_retention_days=_option(
             merged, "record_retention_days", _days, default.record_retention_days
         ),
+        session_slots=_option(merged, "session_slots", _slots, default.session_slots),
+        migrate_on_start=_option(merged, "migrate_on_start", _boolean, default.migrate_on_start),
+        log_level=_option(merged, "log_level", _log_level, default.log_level),
         allowed_hosts=_option(merged, "allowed_hosts", _hosts, default.allowed_hosts),
         debug=_option(merged, "debug", _boolean, default.debug),
     )
@@ -139,6 +152,19 @@ def _percent(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
         raise ValueError("expected a percentage from 1 to 100")
     return value
+
+
+def _slots(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10_000:
+        raise ValueError("expected a number of sessions from 0 (each unit's own) to 10000")
+    return value
+
+
+def _log_level(value: Any) -> str:
+    try:
+        return fields.log_level(value, "log_level")
+    except FieldError as error:
+        raise ValueError(error.expected) from error
 
 
 def _hosts(value: Any) -> tuple[str, ...]:

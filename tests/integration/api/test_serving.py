@@ -231,9 +231,20 @@ def test_a_database_that_is_not_migrated_is_refused_with_what_to_do(
         assert done.stdout.startswith("TURKU UNKNOWN: The database lacks ")
 
 
+def test_a_unit_that_is_not_to_migrate_waits_for_the_one_that_is(tmp_path: Path) -> None:
+    configure(tmp_path, migrate_on_start=False)
+    done = turku_api(tmp_path, "serve", "--migrate")
+    assert done.returncode == 75
+    assert "as soon as another one has brought the database up to date" in done.stderr
+    assert turku_api(tmp_path, "health").returncode == 3
+    assert turku_api(tmp_path, "migrate").returncode == 0
+    with serving(tmp_path, migrate_on_start=False) as server:
+        assert server.post("health", {}).status_code == 200
+
+
 def test_a_database_that_is_down_is_a_sentence_without_its_password(tmp_path: Path) -> None:
     configure(tmp_path, database_url=f"postgresql://turku:hush-hush@/turku?host={tmp_path}")
-    for words in (("serve",), ("serve", "--migrate"), ("list-machines",)):
+    for words in (("serve",), ("serve", "--migrate"), ("migrate",), ("list-machines",)):
         done = turku_api(tmp_path, *words)
         assert done.returncode == 1
         assert done.stderr.startswith("turku-api: The database can't be reached: ")

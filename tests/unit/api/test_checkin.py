@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 
 from django.db import connection  # isort: skip
 
-from tests.support.api_world import World, make_public_key
+from tests.support.api_world import AgentCaller, World, make_public_key
 from turku_core.api import due
 from turku_core.api.models import Backup, FilterSet, Outcome
 
@@ -177,6 +177,13 @@ def test_a_failed_run_is_not_tried_again_after_its_window(world: World) -> None:
     assert list(agent.check_in()) == ["docs"]
 
 
+def come_back_seconds(agent: AgentCaller) -> float | None:
+    """Check in; when the API asks to come back."""
+    machine = agent.world.call("agent_ping_checkin", agent.login).json["machine"]
+    pause: float | None = machine.get("come_back_seconds")
+    return pause
+
+
 def test_a_storage_unit_gets_no_more_sessions_than_it_has_slots(world: World) -> None:
     unit = world.unit(slots=2)
     agents = [world.agent(f"web/{number}") for number in range(3)]
@@ -186,6 +193,43 @@ def test_a_storage_unit_gets_no_more_sessions_than_it_has_slots(world: World) ->
     unit.report_run(agents[0])
     assert list(agents[2].check_in()) == ["docs"]
     assert agents[2].source().problem == ""
+
+
+def test_an_operator_caps_the_slots_of_every_unit(world: World) -> None:
+    unit = world.unit(slots=8)
+    agents = [world.agent(f"web/{number}") for number in range(2)]
+    unit.update()
+    with override_settings(TURKU_SESSION_SLOTS=1):
+        assert [bool(agent.check_in()) for agent in agents] == [True, False]
+    assert "all its 1 slots" in agents[1].source().problem
+    with override_settings(TURKU_SESSION_SLOTS=100):
+        assert agents[1].check_in()
+
+
+def test_who_waits_for_its_storage_unit_is_asked_to_come_back_soon(world: World) -> None:
+    unit, agent = world.unit(slots=1), world.agent()
+    assert come_back_seconds(agent) == 5
+    unit.update()
+    assert come_back_seconds(agent) is None
+    other = world.agent("web/1")
+    unit.update()
+    assert come_back_seconds(other) == 60
+    unit.report_run(agent)
+    assert list(other.check_in()) == ["docs"]
+
+
+@pytest.mark.parametrize("obstacle", ["unit paused", "no unit", "nothing due"])
+def test_who_waits_for_a_person_comes_back_at_its_own_time(world: World, obstacle: str) -> None:
+    if obstacle == "no unit":
+        assert come_back_seconds(world.agent()) is None
+        return
+    unit, agent = world.unit(), world.agent()
+    if obstacle == "unit paused":
+        unit.row.pause()
+    else:
+        world.backed_up(agent, unit)
+    assert come_back_seconds(agent) is None
+    assert agent.check_in() == {}
 
 
 def test_a_machine_with_a_session_takes_one_slot_for_all_its_sources(world: World) -> None:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand
 from turku_core.api.management import commands
 from turku_core.commandline import usage_error
 
-_OFTEN_NEEDED = ("migrate", "changepassword", "dumpdata", "loaddata", "shell", "check")
+_OFTEN_NEEDED = ("changepassword", "dumpdata", "loaddata", "shell", "check")
 """Django's own commands that an operator of Turku has a use for."""
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.core.management import call_command
 from django.core.management.base import CommandParser
 from django.core.wsgi import get_wsgi_application
 from django.db import connections
 
 from turku_core.api import clock
-from turku_core.api.database import migrate_database, require_migrated_database
+from turku_core.api.database import (
+    DatabaseNotMigrated,
+    DatabaseNotMigratedYet,
+    require_migrated_database,
+)
 from turku_core.api.management.command import Command as BaseCommand
 from turku_core.api.serve import (
     CERTIFICATES,
@@ -19,6 +24,7 @@ from turku_core.api.serve import (
     serve,
     with_own_certificate,
 )
+from turku_core.commandline import set_log_level
 from turku_core.configuration import read_folder
 
 
@@ -30,7 +36,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options; each overrules the one of that name in the configuration."""
         parser.add_argument(
-            "--migrate", action="store_true", help="bring the database up to date first"
+            "--migrate",
+            action="store_true",
+            help="bring the database up to date first, unless migrate_on_start is false",
         )
         parser.add_argument(
             "--listen", metavar="HOST:PORT", help="where to listen; port 0 takes a free one"
@@ -46,12 +54,25 @@ class Command(BaseCommand):
             configured,
             {name: options[name] for name in ("listen", "certificate", "key", "workers")},
         )
-        if options["migrate"]:
-            migrate_database(settings.DATA_FOLDER)
-        require_migrated_database()
+        set_log_level(settings.TURKU_LOG_LEVEL)
+        if options["migrate"] and settings.TURKU_MIGRATE_ON_START:
+            call_command("migrate", interactive=False, verbosity=0)
+        _require_migrated_database()
         # A connection must not be shared by the processes that are forked from this one.
         connections.close_all()
         serve(
             with_own_certificate(chosen, settings.DATA_FOLDER / CERTIFICATES, clock.now()),
             get_wsgi_application,
         )
+
+
+def _require_migrated_database() -> None:
+    try:
+        require_migrated_database()
+    except DatabaseNotMigrated as error:
+        if settings.TURKU_MIGRATE_ON_START:
+            raise
+        raise DatabaseNotMigratedYet(
+            "This unit serves as soon as another one has brought the database up to date with "
+            "`turku-api migrate` (migrate_on_start is false here)."
+        ) from error
