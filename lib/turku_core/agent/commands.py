@@ -62,6 +62,11 @@ def _update_config_parser() -> argparse.ArgumentParser:
         "this machine may register",
     )
     parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="send what is valid also when something isn't; the API keeps the rest as it knows it",
+    )
+    parser.add_argument(
         "--new-identity",
         action="store_true",
         help="first make a new identity, as a clone of another machine needs it; the old one is "
@@ -88,17 +93,25 @@ def _seconds(text: str) -> int:
 def _send(arguments: argparse.Namespace) -> int:
     from turku_core.agent.identity import ensure_identity
     from turku_core.agent.registration import machine_config, update_config_within
+    from turku_core.agent.sent import note_sent, sources_to_send
     from turku_core.agent.sources import load_sources
     from turku_core.agent.status import refresh_status
 
     locations = Locations(arguments.root)
     settings = load_settings(locations)
-    sources = load_sources(locations.sources).checked()
+    loaded = load_sources(locations.sources)
+    if arguments.keep_going:
+        for problem in loaded.problems:
+            logger.warning("%s", problem)
+        sources = sources_to_send(loaded, locations)
+    else:
+        sources = loaded.checked()
     if arguments.dry_run:
         return _show_config(arguments, locations, settings, sources)
     identity = ensure_identity(locations, new=arguments.new_identity)
     client = _client(settings)
     update_config_within(arguments.wait, client, settings, identity, sources)
+    note_sent(sources, locations)
     refresh_status(client, identity, locations)
     if arguments.json:
         config = machine_config(settings, identity, sources).to_json()

@@ -154,6 +154,51 @@ def test_a_bad_source_is_named_with_file_and_line_and_nothing_is_sent(
     assert api.requests == []
 
 
+def test_the_timers_send_what_is_valid_and_the_api_keeps_the_rest(
+    newcomer: AgentMachine, api: StandInApi
+) -> None:
+    folder = newcomer.root / "etc/turku-agent/sources.d"
+    folder.mkdir(parents=True)
+    (folder / "10-web.yaml").write_text("web: {path: /srv/web}\nlogs: {path: /var/log}\n")
+    (folder / "20-mail.json").write_text(
+        '{"mail": {"path": "/var/mail", "retention": "last 9 days"}}'
+    )
+    assert newcomer.run("turku-update-config").code == 0
+
+    (folder / "10-web.yaml").write_text("web: {path: /srv/web, frequency: dayly}\n")
+    (folder / "20-mail.json").write_text('{"mail": {"path"')
+    (folder / "30-new.json").write_text('{"new": {"path": "/new"}, "worse": {"path": "new"}}')
+    done = newcomer.run("turku-update-config", "--keep-going")
+    assert done.code == 0, done
+    for words in ("10-web.yaml, line 1: source 'web'", "20-mail.json, line 1", "'worse'"):
+        assert words in done.errors
+    sources = api.calls("update_config")[-1]["machine"]["sources"]
+    # web and mail are as they were sent last; logs was taken out of a file that can be read.
+    assert {name: source["path"] for name, source in sources.items()} == {
+        "web": "/srv/web", "mail": "/var/mail", "new": "/new",
+    }  # fmt: skip
+    assert sources["web"]["frequency"] == "daily"
+    assert sources["mail"]["retention"] == "last 9 days"
+
+    again = newcomer.run("turku-update-config", "--keep-going")
+    assert again.code == 0
+    assert api.calls("update_config")[-1]["machine"]["sources"] == sources
+
+    (folder / "20-mail.json").unlink()
+    assert newcomer.run("turku-update-config", "--keep-going").code == 0
+    assert set(api.calls("update_config")[-1]["machine"]["sources"]) == {"web", "new"}
+
+
+def test_a_record_of_what_was_sent_that_is_damaged_costs_nothing_else(
+    newcomer: AgentMachine, api: StandInApi, tree: Path
+) -> None:
+    newcomer.add_source("docs", tree)
+    newcomer.state.mkdir(parents=True)
+    (newcomer.state / "sent.json").write_text("[")
+    assert newcomer.run("turku-update-config", "--keep-going").code == 0
+    assert set(api.calls("update_config")[-1]["machine"]["sources"]) == {"docs"}
+
+
 def test_a_wrong_key_an_api_that_is_down_and_no_configuration_are_told_apart(
     newcomer: AgentMachine, api: StandInApi
 ) -> None:

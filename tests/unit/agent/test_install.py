@@ -35,7 +35,7 @@ def test_the_services_name_the_program_and_its_ends(tmp_path: Path, programs: Pa
     assert "SuccessExitStatus=75" in service
     assert "TimeoutStartSec=infinity" in service
     update = (folder / "turku-update-config.service").read_text().splitlines()
-    assert f"ExecStart={programs}/turku-update-config --wait 120" in update
+    assert f"ExecStart={programs}/turku-update-config --wait 120 --keep-going" in update
     ping_at_once = "ExecStartPost=-systemctl start --no-block turku-agent-ping.service"
     assert ping_at_once in update
     timer = (folder / "turku-agent-ping.timer").read_text().splitlines()
