@@ -108,6 +108,13 @@ def set_up_logging(verbose: bool) -> None:
     logging.getLogger("urllib3").setLevel(logging.INFO)
 
 
+def set_log_level(level: str) -> None:
+    """Log from the configured level on (see `fields.log_level`); --verbose is stronger."""
+    root = logging.getLogger()
+    if root.level != logging.DEBUG:
+        root.setLevel(level.upper())
+
+
 def usage_error(program: str, sentence: str) -> NoReturn:
     """Say what is wrong with the command line, and end with the exit code for it."""
     print(f"{program}: {sentence}", file=sys.stderr)

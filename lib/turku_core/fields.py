@@ -32,6 +32,8 @@ SECRET_CHARACTERS = (8, 256)
 LARGE_NUMBER = 2**53
 """Numbers beyond this lose precision in JSON; no size or time of ours comes near."""
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 SNAPSHOT_MODES = ("borg", "btrfs", "link-dest", "none")
 
 _SHOWN_MAX = 60
@@ -394,6 +396,13 @@ def snapshot_mode(value: object, field: str) -> str:
     if isinstance(mode, str) and mode in SNAPSHOT_MODES:
         return mode
     raise FieldError(field, f"must be one of {', '.join(SNAPSHOT_MODES)}, not {shown(value)}")
+
+
+def log_level(value: object, field: str) -> str:
+    """Return from which level on something is logged."""
+    if isinstance(value, str) and value in LOG_LEVELS:
+        return value
+    raise FieldError(field, f"must be one of {', '.join(LOG_LEVELS)}, not {shown(value)}")
 
 
 def snapshot_id(value: object, field: str) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turku_core import fields
 from turku_core.commandline import Progress
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from turku_core.agent.processes import Stop
     from turku_core.agent.settings import Locations
     from turku_core.agent.sources import LocalSource
+    from turku_core.protocol.restore_orders import RestoreOrder
 
 logger = logging.getLogger(__name__)
 
@@ -50,29 +51,50 @@ class Due:
     Attributes:
         sources: The sources that are due, by name; each has its storage unit.
         problems: A sentence for each one that can't be used.
+        orders: The restores that were ordered for this machine.
         come_back_seconds: When to ask again, because something is due and only waits for its
             storage unit; None: it isn't so.
     """
 
     sources: Mapping[str, Source]
     problems: tuple[str, ...] = ()
+    orders: tuple[RestoreOrder, ...] = ()
     come_back_seconds: float | None = None
 
 
-def check_in(client: Client, identity: Identity) -> Due:
+def check_in(client: Client, identity: Identity, running_orders: Sequence[str] = ()) -> Due:
     """Ask the API what is due.
+
+    Args:
+        client: Of the API.
+        identity: Who the machine is.
+        running_orders: The ids of the restore orders that are being carried out.
 
     Raises:
         TurkuError: The call failed, see `turku_core.protocol.client`.
     """
-    answer = client.call("agent_ping_checkin", {"machine": identity.login()})
-    due = sources_of(answer, "scheduled_sources")
+    machine: dict[str, object] = {**identity.login()}
+    if running_orders:
+        machine["running_orders"] = list(running_orders)
+    answer = client.call("agent_ping_checkin", {"machine": machine})
+    due = _with_orders(sources_of(answer, "scheduled_sources"), answer)
     try:
         pause = fields.optional(answer["machine"], "come_back_seconds", come_back_seconds, None)
     except FieldError as error:
         problem = f"The API's answer is not valid: {error}."
         return replace(due, problems=(*due.problems, problem))
     return replace(due, come_back_seconds=pause)
+
+
+def _with_orders(due: Due, answer: Mapping[str, Any]) -> Due:
+    listed = answer["machine"].get("restore_orders")
+    if not listed:
+        return due
+    from turku_core.protocol.restore_orders import orders_from_json
+
+    orders, problems = orders_from_json(listed, "machine.restore_orders")
+    invalid = tuple(f"The API's answer is not valid: {problem}" for problem in problems)
+    return replace(due, orders=tuple(orders), problems=(*due.problems, *invalid))
 
 
 def sources_of(answer: Mapping[str, object], key: str) -> Due:
@@ -153,7 +175,10 @@ def jobs_of(
 
 
 class Sessions:
-    """Runs backup jobs side by side, a thread each, and collects their outcomes."""
+    """Runs backup jobs side by side, a thread each, and collects their outcomes.
+
+    Restores that were ordered run beside them, one after the other.
+    """
 
     def __init__(self, locations: Locations, identity: Identity, stop: Stop) -> None:
         self._locations = locations
@@ -163,12 +188,46 @@ class Sessions:
         self._threads: dict[threading.Thread, set[str]] = {}
         self._progress = Progress()
         self._showing = threading.Lock()
+        self._orders: dict[str, RestoreOrder] = {}
+        self._one_restore = threading.Lock()
         self.outcomes: dict[str, Outcome] = {}
 
     @property
     def running(self) -> set[str]:
         """The names of the sources that sessions are working on."""
         return set().union(*self._threads.values())
+
+    @property
+    def running_orders(self) -> list[str]:
+        """The ids of the restore orders that are being carried out or wait for their turn."""
+        return list(self._orders)
+
+    def begin_orders(self, orders: Iterable[RestoreOrder]) -> None:
+        """Carry orders out, in a thread of their own; those that are at work already go on."""
+        new = [order for order in orders if order.id not in self._orders]
+        if new:
+            self._orders |= {order.id: order for order in new}
+            thread = threading.Thread(target=self._carry_out, args=(new,), name="restore orders")
+            self._threads[thread] = set()
+            thread.start()
+
+    def _carry_out(self, orders: Sequence[RestoreOrder]) -> None:
+        from turku_core.agent.orders import handle_order
+        from turku_core.agent.processes import Interrupted
+
+        try:
+            with self._one_restore:
+                for order in orders:
+                    handle_order(order, self._locations, self._identity, self._stop)
+                    del self._orders[order.id]
+        except Interrupted:
+            logger.info("the restore was interrupted; the API hands the order out again")
+        except Exception:
+            logger.exception("a restore order could not be handled")
+        finally:
+            for order in orders:
+                self._orders.pop(order.id, None)
+            self._ended.put(threading.current_thread())
 
     def begin(self, jobs: Iterable[BackupJob]) -> None:
         """Start as many of the jobs as there is room for; the API hands the others out again."""
@@ -235,9 +294,10 @@ def ping(
         TurkuError: A check-in failed before any session had begun.
     """
     _sweep(locations.run)
+    _send_order_reports(locations, identity, client)
     until = time.monotonic() + COME_BACK_SECONDS_MAX
-    due = check_in(client, identity)
-    while not due.sources and not due.problems:
+    due = _check_in(locations, client, identity)
+    while not due.sources and not due.problems and not due.orders:
         pause = _pause(due, until)
         if pause is None:
             logger.info("nothing is due")
@@ -245,7 +305,7 @@ def ping(
         logger.info("the API asks to come back in %.0f s", pause)
         # A signal ends the ping with an exception, so also this pause.
         time.sleep(pause)
-        due = check_in(client, identity)
+        due = _check_in(locations, client, identity)
     from turku_core.agent.processes import Stop
 
     stop = Stop()
@@ -259,7 +319,7 @@ def ping(
                 if pause is None:
                     break
                 time.sleep(max(0.0, began + pause - time.monotonic()))
-            due = _check_in_again(client, identity)
+            due = _check_in_again(locations, client, identity, sessions)
             failed |= _begin(locations, due, sessions)
     finally:
         sessions.finish()
@@ -292,6 +352,18 @@ def _sweep(run_folder: Path) -> None:
         sweep_sessions(run_folder)
 
 
+def _send_order_reports(locations: Locations, identity: Identity, client: Client) -> None:
+    """Tell the API of restores that it has no report of, which is next to never."""
+    try:
+        left = any(os.scandir(locations.orders))
+    except FileNotFoundError:
+        return
+    if left:
+        from turku_core.agent.orders import send_reports
+
+        send_reports(locations, identity, client)
+
+
 def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:
     """Start sessions for what is due; return whether something of it can't be done at all."""
     from turku_core.agent.sources import load_sources
@@ -301,12 +373,24 @@ def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:
     for problem in (*own.problems, *due.problems, *unknown):
         logger.warning("%s", problem)
     sessions.begin(jobs)
+    sessions.begin_orders(due.orders)
     return bool(own.problems or due.problems)
 
 
-def _check_in_again(client: Client, identity: Identity) -> Due:
+def _check_in(
+    locations: Locations, client: Client, identity: Identity, running: Sequence[str] = ()
+) -> Due:
+    """Check in, and note when it was, for the metrics."""
+    due = check_in(client, identity, running)
+    locations.checked_in.touch(mode=0o600)
+    return due
+
+
+def _check_in_again(
+    locations: Locations, client: Client, identity: Identity, sessions: Sessions
+) -> Due:
     try:
-        return check_in(client, identity)
+        return _check_in(locations, client, identity, sessions.running_orders)
     except TurkuError as error:
         # The sessions that run are worth more than this call, and it comes again.
         logger.warning("%s", error)

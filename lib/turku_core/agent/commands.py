@@ -18,6 +18,7 @@ from turku_core.commandline import (
     print_table,
     run,
     run_and_leave,
+    set_log_level,
     usage_error,
 )
 from turku_core.errors import DONE, TRY_AGAIN_LATER, ConfigurationError
@@ -98,7 +99,7 @@ def _send(arguments: argparse.Namespace) -> int:
     from turku_core.agent.status import refresh_status
 
     locations = Locations(arguments.root)
-    settings = load_settings(locations)
+    settings = _settings(locations)
     loaded = load_sources(locations.sources)
     if arguments.keep_going:
         for problem in loaded.problems:
@@ -214,6 +215,7 @@ def agent_ping() -> NoReturn:
         (arguments.list, _list),
         (arguments.restore, _restore),
         (arguments.status, _status),
+        (arguments.metrics, _metrics),
         (arguments.backup_now, _backup_now),
     ):
         if chosen:
@@ -238,6 +240,16 @@ def _agent_ping_parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="say precisely what is wrong, if anything is"
     )
     parser.add_argument("--status", action="store_true", help="say how this machine's sources fare")
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="print this machine's metrics in Prometheus' text form",
+    )
+    parser.add_argument(
+        "--http",
+        action="store_true",
+        help="with --metrics: answer the HTTP request on standard input, as the socket unit needs",
+    )
     parser.add_argument(
         "--backup-now",
         action="store_true",
@@ -290,7 +302,7 @@ def _agent_ping_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_MODES = ("--check", "--status", "--backup-now", "--list", "--restore")
+_MODES = ("--check", "--status", "--metrics", "--backup-now", "--list", "--restore")
 
 
 def _misuse(arguments: argparse.Namespace) -> str | None:
@@ -312,6 +324,8 @@ def _misuse(arguments: argparse.Namespace) -> str | None:
                 return f"{option} needs --restore --source NAME."
     if not arguments.restore and arguments.target:
         return "--target needs --restore."
+    if arguments.http and not arguments.metrics:
+        return "--http needs --metrics."
     if not (unattended or arguments.list):
         if arguments.sources and not arguments.backup_now:
             return "--source needs --restore, --list or --backup-now."
@@ -340,6 +354,13 @@ def _end_by_exception() -> None:
             signal.signal(number, interrupt)
 
 
+def _settings(locations: Locations) -> Settings:
+    """Read the configuration, and log as it says from here on."""
+    settings = load_settings(locations)
+    set_log_level(settings.log_level)
+    return settings
+
+
 def _client(settings: Settings) -> Client:
     return Client(settings.api_urls, settings.api_ca_certificate)
 
@@ -351,7 +372,7 @@ def _ping(arguments: argparse.Namespace) -> int:
     from turku_core.configuration import ensure_private_folder
 
     locations = Locations(arguments.root)
-    settings = load_settings(locations)
+    settings = _settings(locations)
     identity = load_identity(locations)
     ensure_private_folder(locations.run)
     with held(locations.run / "ping.lock", wait=False) as alone:
@@ -407,7 +428,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from turku_core.errors import TryAgainLater
 
     locations = Locations(arguments.root)
-    settings = load_settings(locations)
+    settings = _settings(locations)
     identity = load_identity(locations)
     try:
         status = ask_status(_client(settings), identity, locations, datetime.now(timezone.utc))
@@ -434,7 +455,7 @@ def _backup_now(arguments: argparse.Namespace) -> int:
     except fields.FieldError as error:
         raise ConfigurationError(f"{error}.") from error
     locations = Locations(arguments.root)
-    settings = load_settings(locations)
+    settings = _settings(locations)
     identity = load_identity(locations)
     ensure_private_folder(locations.run)
     code, outcomes = back_up_now(locations, identity, _client(settings), names)
@@ -453,6 +474,13 @@ def _list(arguments: argparse.Namespace) -> int:
     from turku_core.agent.restore_commands import list_command
 
     return list_command(arguments)
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from turku_core.agent.metrics import metrics_text
+    from turku_core.metrics import scrape
+
+    return scrape.show(lambda: metrics_text(Locations(arguments.root)), http=arguments.http)
 
 
 def _check(arguments: argparse.Namespace) -> int:

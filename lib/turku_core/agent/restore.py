@@ -34,6 +34,7 @@ from turku_core.agent.snapshots import (
     restorable,
 )
 from turku_core.agent.sources import LocalSource, load_sources
+from turku_core.commandline import set_log_level
 from turku_core.configuration import ensure_private_folder
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.protocol.client import Client
@@ -67,6 +68,7 @@ class RestoringAgent:
         """
         locations = Locations(root)
         settings = load_settings(locations)
+        set_log_level(settings.log_level)
         identity = load_identity(locations)
         ensure_private_folder(locations.run)
         sweep_sessions(locations.run)
@@ -217,7 +219,7 @@ def _folder(
     if wish.target is not None:
         return wish.target.absolute()
     machine = [former.uuid] if former else []
-    return agent.settings.restore_path.joinpath(*machine, snapshot.source, snapshot.id)
+    return agent.settings.restore_path.absolute().joinpath(*machine, snapshot.source, snapshot.id)
 
 
 def require_own_folders(folder: Path, top: Path) -> None:

@@ -112,7 +112,7 @@ def _wish(arguments: argparse.Namespace) -> Wish:
 def _restore_source(agent: RestoringAgent, wish: Wish, stop: Stop, *, as_json: bool) -> int:
     task = find_task(agent, wish, stop)
     if not wish.in_place and wish.target is None:
-        require_own_folders(task.folder, agent.settings.restore_path)
+        require_own_folders(task.folder, agent.settings.restore_path.absolute())
     progress = Progress()
     try:
         report = carry_out(agent, task, stop, progress.show)

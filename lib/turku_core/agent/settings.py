@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,16 @@ class Locations:
         return self.run / "status-is-old"
 
     @property
+    def orders(self) -> Path:
+        """What is known of restores that were ordered at the API and aren't reported yet."""
+        return self.state / "restore_orders"
+
+    @property
+    def checked_in(self) -> Path:
+        """A file whose time is that of the last check-in that the API answered."""
+        return self.run / "checked-in"
+
+    @property
     def restore(self) -> Path:
         """The default restore folder."""
         return self.state / "restore"
@@ -95,6 +106,14 @@ class RegistrationKey:
         return f"RegistrationKey(name={self.name!r})"
 
 
+class OrdersAllowed(str, Enum):
+    """Where a restore that was ordered at the API may write on this machine."""
+
+    RESTORE_FOLDER = "restore-folder"
+    ANYWHERE = "anywhere"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The machine's configuration.
@@ -108,6 +127,8 @@ class Settings:
         published: Whether the machine is to be backed up at all.
         gonogo_program: A program and its arguments, run before each check-in; empty for none.
         restore_path: The restore folder.
+        restore_orders: Where a restore that was ordered at the API may write.
+        log_level: From which level on the agent logs.
     """
 
     api_urls: tuple[str, ...]
@@ -119,6 +140,8 @@ class Settings:
     published: bool
     gonogo_program: tuple[str, ...]
     restore_path: Path
+    restore_orders: OrdersAllowed
+    log_level: str
 
 
 def load_settings(locations: Locations) -> Settings:
@@ -146,6 +169,10 @@ def load_settings(locations: Locations) -> Settings:
         published=read.optional("published", fields.boolean, True),
         gonogo_program=read.optional("gonogo_program", _program, ()),
         restore_path=read.optional("restore_path", _path, None) or locations.restore,
+        restore_orders=read.optional(
+            "restore_orders", _orders_allowed, OrdersAllowed.RESTORE_FOLDER
+        ),
+        log_level=read.optional("log_level", fields.log_level, "warning"),
     )
 
 
@@ -203,6 +230,14 @@ def _path(value: object, field: str) -> Path | None:
 
 def _label_or_none(value: object, field: str) -> str | None:
     return None if value == "" else fields.label(value, field)
+
+
+def _orders_allowed(value: object, field: str) -> OrdersAllowed:
+    try:
+        return OrdersAllowed(value)
+    except ValueError:
+        words = ", ".join(OrdersAllowed)
+        raise FieldError(field, f"must be one of {words}, not {fields.shown(value)}") from None
 
 
 def _program(value: object, field: str) -> tuple[str, ...]:

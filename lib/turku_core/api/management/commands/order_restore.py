@@ -108,11 +108,11 @@ def _print(order: RestoreOrder) -> None:
     what = f"Restore order {order.pk}: {order.source_name} of {order.from_unit_name}"
     if order.is_open:
         when = (
-            "is being carried out by"
+            "It is being carried out."
             if order.state == OrderState.RUNNING
-            else "is fetched at the next check-in, within 5 minutes, of"
+            else "The machine fetches it at its next check-in, within 5 minutes."
         )
-        print(f"{what} {when} {order.unit_name}. {order.message}".rstrip())
+        print(f"{what} to {order.unit_name}. {when} {order.message}".rstrip())
     elif order.state == OrderState.DONE:
         verb = "would be restored" if order.dry_run else "is restored"
         amount = f": {order.files} files, {human_size(order.bytes)}" if order.files else ""
