@@ -4,13 +4,16 @@ that the API assigns to it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 import re
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,23 +66,38 @@ def ensure_identity(settings: Settings) -> Settings:
     """Return the settings with a name and a secret, which are made and stored on the first call.
 
     The name begins with the host's, for people, and ends at random, so that a host reinstalled
-    under its old name isn't taken for an impostor.
+    under its old name isn't taken for an impostor. Programs that start at the same moment get the
+    same ones.
     """
     if settings.name is not None and settings.secret is not None:
         return settings
-    made: dict[str, str] = {}
-    if settings.name is None:
-        made["name"] = _new_name(socket.gethostname())
-    if settings.secret is None:
-        made["secret"] = make_secret()
     ensure_private_folder(settings.paths.generated_configuration)
-    known, _ = read_file(settings.paths.identity) if settings.paths.identity.exists() else ({}, {})
-    write_durably(settings.paths.identity, json.dumps({**known, **made}, indent=2) + "\n")
+    with _one_at_a_time(settings.paths.generated_configuration / ".lock"):
+        file = settings.paths.identity
+        known, _ = read_file(file) if file.exists() else ({}, {})
+        made = dict(known)
+        if settings.name is None:
+            made.setdefault("name", _new_name(socket.gethostname()))
+        if settings.secret is None:
+            made.setdefault("secret", make_secret())
+        if made != known:
+            write_durably(file, json.dumps(made, indent=2) + "\n")
     return replace(
         settings,
-        name=made.get("name", settings.name),
-        secret=made.get("secret", settings.secret),
+        name=settings.name or fields.name(made["name"], "name"),
+        secret=settings.secret or fields.secret(made["secret"], "secret"),
     )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the file is never removed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _new_name(host: str) -> str:

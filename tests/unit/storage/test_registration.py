@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_an_identity_is_made_once_and_kept_private(tmp_path: Path) -> None:
     path = made.paths.identity
     assert path.stat().st_mode & 0o777 == 0o600
     assert ensure_identity(read_settings(tmp_path)).login == made.login
+
+
+def test_programs_that_start_together_have_one_identity(tmp_path: Path) -> None:
+    read = settings(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: ensure_identity(read).login, range(16)))
+    assert set(made) == {ensure_identity(read_settings(tmp_path)).login}
 
 
 def test_a_name_of_the_operators_is_not_replaced(tmp_path: Path) -> None:
