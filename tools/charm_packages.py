@@ -116,11 +116,11 @@ def install(charm: str, venv: Path, target: Target) -> None:
         published = [pin for pin in pins if pin.name not in SOURCE_ONLY]
         _pip("install", "--target", site_packages, "--no-compile", *target.pip_options(),
              *_required(work / "published.txt", published))  # fmt: skip
-        own = [pin for pin in pins if pin.name in SOURCE_ONLY]
         wheels = work / "wheels"
-        if own:
-            _build(wheels, tools, *_required(work / "own.txt", own))
-        _build(wheels, tools, TREE / "lib")
+        _build(TREE / "lib", "hatchling.build", tools, wheels)
+        for pin in pins:
+            if pin.name in SOURCE_ONLY:
+                _build(_unpacked(work, tools, pin), "setuptools.build_meta", tools, wheels)
         _pip("install", "--target", site_packages, "--no-compile", "--no-index", "--no-deps",
              "--upgrade", *sorted(wheels.iterdir()))  # fmt: skip
     _strip(site_packages)
@@ -156,9 +156,36 @@ def _required(path: Path, pins: Sequence[Pin]) -> tuple[str, ...]:
     return ("--no-deps", "--require-hashes", "--requirement", str(path))
 
 
-def _build(wheels: Path, tools: Path, *what: str | Path) -> None:
-    _pip("wheel", "--wheel-dir", wheels, "--no-deps", "--no-build-isolation", *what,
-         environment={"PYTHONPATH": str(tools), "SOURCE_DATE_EPOCH": "315532800"})  # fmt: skip
+def _unpacked(work: Path, tools: Path, pin: Pin) -> Path:
+    """Fetch a package's source and return the folder that it was unpacked into."""
+    folder = work / pin.name
+    _pip("download", "--dest", folder, "--no-binary=:all:", "--no-build-isolation",
+         *_required(work / f"{pin.name}.txt", [pin]), environment={"PYTHONPATH": str(tools)},
+    )  # fmt: skip
+    [archive] = folder.iterdir()
+    shutil.unpack_archive(archive, folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+_BUILD = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+importlib.import_module(sys.argv[2]).build_wheel(sys.argv[3])
+"""
+
+
+def _build(source: Path, backend: str, tools: Path, wheels: Path) -> None:
+    """Build a wheel by the hook of PEP 517, with `tools` and the standard library alone.
+
+    pip would let everything take part that happens to be installed beside it.
+    """
+    wheels.mkdir(exist_ok=True)
+    command = (sys.executable, "-I", "-S", "-c", _BUILD, tools, backend, wheels)
+    done = subprocess.run(
+        command, check=False, cwd=source, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        sys.exit(f"The wheel of {source} could not be built:\n{done.stderr}")
 
 
 def _pip(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
