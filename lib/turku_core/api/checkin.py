@@ -32,15 +32,19 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
     answer: dict[str, Any] = {"scheduled_sources": {}}
     if running:
         restore_orders.extend(pk, running, now)
+    pauses = []
     if next_order_at is not None and next_order_at <= now:
-        orders = restore_orders.hand_out(pk, now)
-        if orders:
-            answer["restore_orders"] = orders
+        ordered = restore_orders.hand_out(pk, now)
+        pauses.append(ordered.come_back)
+        if ordered.orders:
+            answer["restore_orders"] = ordered.orders
     if next_due_at is not None and next_due_at <= now:
         handed_out = leases.hand_out(pk, now)
+        pauses.append(handed_out.come_back)
         answer["scheduled_sources"] = answers.sources_to_back_up(handed_out.sources)
-        if handed_out.come_back is not None:
-            answer["come_back_seconds"] = handed_out.come_back.total_seconds()
+    waits = [pause.total_seconds() for pause in pauses if pause is not None]
+    if waits:
+        answer["come_back_seconds"] = min(waits)
     return {"machine": answer}
 
 

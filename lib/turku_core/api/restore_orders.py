@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -157,8 +158,21 @@ def cancel(order: RestoreOrder, now: datetime) -> None:
             _refresh_machine(order.machine_id)
 
 
-def hand_out(machine_id: int, now: datetime) -> list[dict[str, Any]]:
-    """Lease the orders of a machine whose time has come, and return them as it is told of them."""
+@dataclass(frozen=True)
+class HandedOut:
+    """What became of a machine's orders.
+
+    Attributes:
+        orders: The ones that were leased just now, as the machine is told of them.
+        come_back: When the machine had better ask again for others; None: at its own time.
+    """
+
+    orders: Sequence[dict[str, Any]]
+    come_back: timedelta | None = None
+
+
+def hand_out(machine_id: int, now: datetime) -> HandedOut:
+    """Lease the orders of a machine whose time has come."""
     with transaction.atomic():
         machine = Machine.objects.select_for_update(no_key=True).get(pk=machine_id)
         lapse(now, machine=machine)
@@ -166,7 +180,8 @@ def hand_out(machine_id: int, now: datetime) -> list[dict[str, Any]]:
         chosen = list(orders.order_by("pk")[: protocol.ORDERS_MAX])
         handed_out = [_answer(order) for order in chosen if _lease(order, now)]
         _refresh_machine(machine_id)
-    return handed_out
+    waits = any(order.state == OrderState.ORDERED for order in chosen)
+    return HandedOut(handed_out, GRANT_PAUSE if waits else None)
 
 
 def _lease(order: RestoreOrder, now: datetime) -> bool:
