@@ -11,10 +11,11 @@ import pytest
 from django.core.management import call_command
 
 from tests.support.api_world import AgentCaller, World
-from turku_core.api.management.commands import order_restore
 from turku_core.api.models import RestoreOrder
 from turku_core.commandline import human_time
 from turku_core.errors import ConfigurationError, TurkuError
+
+MODULE = "turku_core.api.management.commands.order_restore"
 
 
 @pytest.fixture
@@ -100,8 +101,8 @@ def test_waiting_for_an_order_ends_with_its_outcome(
         if waited == 3:
             report(world, agent, outcome, **more)
 
-    monkeypatch.setattr(order_restore.time, "sleep", sleep)
-    monkeypatch.setattr(order_restore.time, "monotonic", lambda: waited)
+    monkeypatch.setattr(f"{MODULE}.sleep", sleep)
+    monkeypatch.setattr(f"{MODULE}.monotonic", lambda: waited)
     ended, said = run("order-restore", "web/0", "docs", "--wait", "10")
     assert (ended, waited) == (code, 10 if outcome == "later" else 3)
     assert words in said
@@ -112,8 +113,7 @@ def test_a_dry_run_shows_what_would_change(
 ) -> None:
     changes = [">f+++ a", ">f.st b"]
     monkeypatch.setattr(
-        order_restore.time,
-        "sleep",
+        f"{MODULE}.sleep",
         lambda seconds: report(world, agent, "done", snapshot="s", target="/r", changes=changes),
     )
     code, said = run("order-restore", "web/0", "docs", "--dry-run", "--wait", "10")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -72,7 +71,7 @@ class Command(ReportingCommand):
         wish = {key: options[key] for key in keys}
         order = order_restore(machine, from_machine, wish, clock.now(), operator_name())
         if options["wait"] > 0:
-            order = _wait(order, options["wait"], time.monotonic, time.sleep)
+            order = _wait(order, options["wait"])
         if options["json"]:
             print_json({key.replace(" ", "_"): value for key, value in order_row(order).items()})
         else:
@@ -83,12 +82,7 @@ class Command(ReportingCommand):
             sys.exit(code)
 
 
-def _wait(
-    order: RestoreOrder,
-    seconds: float,
-    monotonic: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> RestoreOrder:
+def _wait(order: RestoreOrder, seconds: float) -> RestoreOrder:
     deadline = monotonic() + seconds
     while order.is_open and monotonic() < deadline:
         sleep(POLL_SECONDS)
