@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ops
 import pytest
 from ops import testing
+from scenario import _runtime
 
 from tests.support.charms import CHARMS, load_charm
 from tests.support.workload import use_this_environment
@@ -91,6 +95,20 @@ class Api:
             self.run(self.on.action(name, params=named))
         return failed.value.message
 
+    def leave(self, relation: Any) -> None:
+        """Run a `departed` hook of a relation because this very unit goes."""
+        make = _runtime.Runtime._get_event_env
+
+        def with_own_unit(*arguments: Any, **keywords: Any) -> dict[str, str]:
+            # ops.testing can name a departing unit of the other side alone.
+            return {
+                **make(*arguments, **keywords),
+                "JUJU_DEPARTING_UNIT": f"turku-api/{self.unit}",
+            }
+
+        with mock.patch.object(_runtime.Runtime, "_get_event_env", with_own_unit):
+            self.run(self.on.relation_departed(relation, remote_unit=0, departing_unit=0))
+
     @property
     def status(self) -> tuple[str, str]:
         """The unit's status and its words."""
@@ -106,7 +124,7 @@ class Api:
     @property
     def programs(self) -> Programs:
         """The unit's programs."""
-        return Programs(Path(ops.__file__).parents[4] / "bin", self.root)
+        return Programs(Path(sys.executable).parent, self.root)
 
     def ask(self, *words: str) -> Any:
         """Return what the unit's `turku-api` answers as JSON."""
@@ -161,22 +179,41 @@ def _yaml(name: str) -> Mapping[str, Any]:
 @pytest.fixture
 def systemd(monkeypatch: pytest.MonkeyPatch) -> Systemd:
     """Nothing of this machine's services is touched."""
+    return _stand_in(monkeypatch)
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Systemd:
+    use_this_environment(monkeypatch)
     stand_in = Systemd()
     for name in ("is_running", "restart", "stop"):
         monkeypatch.setattr(host, name, getattr(stand_in, name))
     return stand_in
 
 
-@pytest.fixture
-def api(tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    """A leader with its storage and its peer relation, on which no hook has run yet."""
-    use_this_environment(monkeypatch)
-    state = testing.State(leader=True, storages=[DATA], relations=[testing.PeerRelation("cluster")])
-    yield Api(tmp_path, systemd, state=state)
+def first_state() -> testing.State:
+    """Return the state of a leader with its storage and its peer relation."""
+    return testing.State(leader=True, storages=[DATA], relations=[testing.PeerRelation("cluster")])
 
 
 @pytest.fixture
-def serving(api: Api) -> Api:
-    """The same when it serves from SQLite."""
-    api.start_up()
-    return api
+def api(tmp_path: Path, systemd: Systemd) -> Api:
+    """A leader on which no hook has run yet."""
+    return Api(tmp_path, systemd, state=first_state())
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Api:
+    """A leader that serves from SQLite; started once, and then copied for each test."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        systemd = _stand_in(monkeypatch)
+        api = Api(tmp_path_factory.mktemp("started"), systemd, state=first_state())
+        api.start_up()
+        return api
+
+
+@pytest.fixture
+def serving(started: Api, tmp_path: Path, systemd: Systemd) -> Api:
+    """A leader that serves from SQLite."""
+    shutil.copytree(started.root, tmp_path, dirs_exist_ok=True)
+    systemd.running |= started.systemd.running
+    return Api(tmp_path, systemd, state=started.state)
