@@ -17,6 +17,7 @@ from turku_core.fields import FieldError
 from turku_core.relations import ApiAccess
 
 ENDPOINT = "api"
+JUJU_KEYS = frozenset({"egress-subnets", "ingress-address", "private-address"})
 SECRET_KEY = "secret"
 """The key of the registration key itself in the relation's Juju secret."""
 
@@ -109,8 +110,11 @@ def write_if_changed(path: Path, text: str, mode: int, group: int | None = None)
 def publish(
     relation: ops.Relation, who: ops.Unit | ops.Application, databag: Mapping[str, str]
 ) -> None:
-    """Make our side of a relation exactly `databag`; what is no longer in it is taken out."""
+    """Make our side of a relation exactly `databag`; what is no longer in it is taken out.
+
+    The keys that Juju itself writes into a unit's databag stay.
+    """
     data = relation.data[who]
-    for key in set(data) - set(databag):
+    for key in set(data) - set(databag) - JUJU_KEYS:
         del data[key]
     data.update(databag)

@@ -18,6 +18,9 @@ from turku_core.relations import ApiAccess
 META = {"name": "asker", "requires": {"api": {"interface": "turku_agent"}}}
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 KEY = "registration-key-0123456789"
+JUJUS = {
+    "egress-subnets": "192.0.2.7/32", "ingress-address": "192.0.2.7", "private-address": "192.0.2.7",
+}  # fmt: skip
 
 
 class Asker(ops.CharmBase):
@@ -138,7 +141,7 @@ def test_without_a_certificate_the_systems_authorities_are_trusted(tmp_path: Pat
     assert "api_ca_certificate" not in json.loads((tmp_path / "50-juju.json").read_text())
 
 
-def test_publishing_takes_out_what_is_no_longer_said() -> None:
+def test_publishing_takes_out_what_is_no_longer_said_but_nothing_of_jujus() -> None:
     class Publisher(ops.CharmBase):
         """Says one thing of itself."""
 
@@ -152,6 +155,6 @@ def test_publishing_takes_out_what_is_no_longer_said() -> None:
             publish(relation, self.unit, {"kept": "new"})
 
     context = testing.Context(Publisher, meta=META)
-    relation = testing.Relation("api", local_unit_data={"kept": "old", "gone": "1"})
+    relation = testing.Relation("api", local_unit_data={**JUJUS, "kept": "old", "gone": "1"})
     after = context.run(context.on.config_changed(), testing.State(relations=[relation]))
-    assert after.get_relation(relation.id).local_unit_data == {"kept": "new"}
+    assert after.get_relation(relation.id).local_unit_data == {**JUJUS, "kept": "new"}
