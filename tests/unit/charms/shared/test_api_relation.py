@@ -18,9 +18,7 @@ from turku_core.relations import ApiAccess
 META = {"name": "asker", "requires": {"api": {"interface": "turku_agent"}}}
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 KEY = "registration-key-0123456789"
-JUJUS = {
-    "egress-subnets": "192.0.2.7/32", "ingress-address": "192.0.2.7", "private-address": "192.0.2.7",
-}  # fmt: skip
+JUJUS = dict.fromkeys(("egress-subnets", "ingress-address", "private-address"), "192.0.2.7")
 
 
 class Asker(ops.CharmBase):
