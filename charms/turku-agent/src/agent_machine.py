@@ -135,8 +135,8 @@ class Machine:
 
 
 def speaker(claims: Sequence[Claim]) -> Claim | None:
-    """Return the claim whose API and names hold: the oldest of those that have an API."""
-    return next((claim for claim in claims if claim.access is not None), None)
+    """Return the claim whose API and names hold: the oldest of those that have both."""
+    return next((claim for claim in claims if claim.access and claim.values), None)
 
 
 def carrier(claims: Sequence[Claim]) -> Claim:

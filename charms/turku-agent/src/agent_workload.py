@@ -13,6 +13,7 @@ from agent_machine import Claim, Machine, carrier, speaker
 from turku_charm import host
 from turku_charm.api_relation import Api, write_configuration, write_if_changed
 from turku_charm.workload import Workload
+from turku_core.agent.identity import NoIdentity, load_identity
 from turku_core.agent.settings import Locations
 from turku_core.agent.sources import source_files
 from turku_core.errors import TurkuError
@@ -81,20 +82,20 @@ class Agent:
         self.workload.upgrade(self._start)
         write_if_changed(self._carried, mark, 0o600)
 
-    def unit(self, name: str) -> AgentUnit:
+    def identity(self) -> AgentUnit:
         """Return who the machine is, as its agent says; it becomes somebody the first time.
-
-        Args:
-            name: The name by which operators know the machine.
 
         Raises:
             TurkuError: The programs aren't there, or the identity is another machine's.
         """
-        said = self.programs.run_json("turku-update-config", "identity")
+        try:
+            identity = load_identity(self.locations)
+            return AgentUnit(identity.uuid, identity.public_key())
+        except NoIdentity:
+            said = self.programs.run_json("turku-update-config", "identity")
         return AgentUnit(
             machine_uuid=uuid(said["uuid"], "uuid"),
             ssh_public_key=public_key(said["ssh_public_key"], "ssh_public_key"),
-            unit_name=name,
         )
 
     def configure(self, claims: Sequence[Claim]) -> None:

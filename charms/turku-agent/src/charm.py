@@ -258,7 +258,8 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _introduce(self) -> None:
         """Publish who the machine is, so that the API lets it register."""
-        unit = self._agent.unit(self._principal())
+        identity = self._agent.identity()
+        unit = dataclasses.replace(identity, unit_name=self._principal())
         for relation in self.model.relations[api_relation.ENDPOINT]:
             if relation.active:
                 api_relation.publish(relation, self.unit, unit.to_databag())
