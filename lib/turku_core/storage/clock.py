@@ -91,14 +91,19 @@ def _jump(earlier: Reading, later: Reading) -> str | None:
     return None
 
 
-def observe_clock(state_folder: Path, now: datetime) -> str | None:
+def observe_clock(state_folder: Path, now: datetime, *, is_right: bool = False) -> str | None:
     """Remember durably that it is `now`; return why the clock can't be trusted, or None.
 
     To be called by the worker at least daily, better hourly; `run` does it too.
+
+    Args:
+        state_folder: Where what is known of the clock is kept.
+        now: What the clock says.
+        is_right: An operator's word that it is right, whatever it did before.
     """
     file = state_folder / "clock.json"
     reading = Reading(now, programs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
-    state = judge_clock(_read_clock(file), reading)
+    state = judge_clock(None if is_right else _read_clock(file), reading)
     values = {
         **to_json(state),
         "trusted": to_json(state.trusted),

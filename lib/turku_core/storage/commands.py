@@ -18,6 +18,7 @@ from turku_core.commandline import (
     print_json,
     run,
     run_and_leave,
+    set_log_level,
 )
 from turku_core.errors import DONE, ConfigurationError
 from turku_core.storage.settings import Paths, Settings, read_settings
@@ -47,7 +48,14 @@ def _own_settings(arguments: argparse.Namespace) -> Settings:
     from turku_core.storage.privileges import become_owner
 
     become_owner(Paths(arguments.root))
-    return read_settings(arguments.root)
+    return _settings(arguments)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = read_settings(arguments.root)
+    if settings.log_level is not None:
+        set_log_level(settings.log_level)
+    return settings
 
 
 # turku-storage-ping
@@ -154,6 +162,11 @@ def _add_expire_options(parser: argparse.ArgumentParser) -> None:
         "--now", action="store_true", help="remove what is expired without the grace period"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument(
+        "--trust-clock",
+        action="store_true",
+        help="the clock is right, although it jumped: expire by it, from now on",
+    )
     add_json_option(parser)
 
 
@@ -165,6 +178,7 @@ def _expire(arguments: argparse.Namespace) -> int:
         Selection(arguments.machine, arguments.source),
         remove_now=arguments.now,
         dry_run=arguments.dry_run,
+        trust_clock=arguments.trust_clock,
     )
 
 
@@ -225,6 +239,12 @@ def storage() -> None:
         "without systemd: the cron line). What is there already stays.",
     )
     install.add_argument("--user", default="turku-storage", help="the unit's user")
+    add(
+        "uninstall-service",
+        _uninstall,
+        "Take the service, sshd's part and the machines' SSH keys away: no machine gets in any "
+        "more. Backups, state, configuration and the user stay.",
+    )
     arguments = parser.parse_args()
     run(arguments.body, arguments)
 
@@ -298,7 +318,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         # Only files that stay on this host need root, for their owners.
         become_owner(paths)
     with acting_as(owner):
-        settings = read_settings(arguments.root)
+        settings = _settings(arguments)
     try:
         order = RestoreOrder(
             machine=arguments.machine,
@@ -347,4 +367,17 @@ def _install(arguments: argparse.Namespace) -> int:
         f"Next: write {Paths(arguments.root).configuration}/turku-storage.yaml (api_url, "
         f"api_auth_name, api_auth_secret, volumes), then run turku-storage-update-config."
     )
+    return DONE
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    from turku_core.storage.install import uninstall
+
+    removed = uninstall(arguments.root)
+    for path in removed.changed:
+        print(f"Removed {path}")
+    for note in removed.notes:
+        print(note)
+    if not removed.changed:
+        print("Nothing had to be removed.")
     return DONE

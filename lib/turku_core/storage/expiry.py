@@ -237,9 +237,10 @@ def run(
 
     Also sweeps what crashes left half-made. One source that can't be handled never stops another;
     a busy one is left for the next run. `trust_clock` is an operator's word that the clock is
-    right.
+    right, which holds for later runs too, but for a dry one's.
     """
-    clock_problem = observe_clock(catalogue.state_folder, now)
+    is_right = trust_clock and not dry_run
+    clock_problem = observe_clock(catalogue.state_folder, now, is_right=is_right)
     rules = _Rules(
         now,
         floor,

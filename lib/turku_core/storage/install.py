@@ -84,6 +84,35 @@ def install(root: Path, user: str = USER) -> Installed:
     return Installed(tuple(changed), tuple(notes))
 
 
+def uninstall(root: Path) -> Installed:
+    """Take away what `install` brought, but for the user and the folders with what is in them.
+
+    The machines' SSH keys go too: the worker writes them again when it is installed again, and
+    without the drop-in sshd would take them from the user's home folder by itself.
+
+    Raises:
+        ConfigurationError: It isn't run as root.
+        TurkuError: A program failed; the message has its words.
+    """
+    live = root == Path("/")
+    if live and os.geteuid() != 0:
+        raise ConfigurationError("uninstall-service removes files from /etc: run it as root.")
+    systemd = live and Path("/run/systemd/system").is_dir()
+    notes = []
+    if systemd and (root / UNIT).exists():
+        # First of all, for it would write the keys again.
+        _run(["systemctl", "disable", "--now", UNIT.name])
+    removed = [*_remove(root / UNIT), *_remove(root / CRON)]
+    if systemd and removed:
+        _run(["systemctl", "daemon-reload"])
+    removed += units.remove(root, "turku-storage")
+    removed += _remove(Paths(root).authorized_keys)
+    drop_in = _remove(root / SSHD_DROP_IN)
+    if live and drop_in:
+        notes += _reload_sshd(systemd)
+    return Installed((*removed, *drop_in), tuple(notes))
+
+
 def program(name: str) -> str:
     """Return the absolute path of a console script of this very installation.
 

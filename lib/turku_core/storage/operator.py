@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from turku_core.commandline import (
@@ -54,6 +55,10 @@ class Operator:
         self._now = now
         self._as_json = as_json
 
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return read_names(self._settings.paths)
+
     def _resolve(self, selection: Selection) -> tuple[str | None, str | None]:
         machine = selection.machine
         if machine is not None:
@@ -68,7 +73,7 @@ class Operator:
         if self._as_json:
             print_json(
                 {
-                    "snapshots": [record.to_json() for record in records],
+                    "snapshots": [self._named(record.to_json()) for record in records],
                     "problems": list(listing.problems),
                 }
             )
@@ -82,8 +87,12 @@ class Operator:
             )
         return FAILED if listing.problems else DONE
 
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the machine's readable name to what is said of a snapshot."""
+        return {**values, "machine_name": self._names.get(values["machine"])}
+
     def _print_records(self, records: Sequence[Record]) -> None:
-        names = read_names(self._settings.paths)
+        names = self._names
         print_table(
             ("machine", "source", "snapshot", "taken", "state", "mode", "size", "files", "proven"),
             [
@@ -175,8 +184,9 @@ class Operator:
                 proven = error is None
             except (TurkuError, OSError) as problem:
                 error = f"could not be checked: {problem}"
-            rows.append((record.machine, record.source, record.id, "proven" if proven else error))
-            results.append({**record.to_json(), "proven": proven, "error": error})
+            name = self._names.get(record.machine, record.machine)
+            rows.append((name, record.source, record.id, "proven" if proven else error))
+            results.append({**self._named(record.to_json()), "proven": proven, "error": error})
         progress.clear()
         if self._as_json:
             print_json({"verified": results})
@@ -184,7 +194,9 @@ class Operator:
             print_table(("machine", "source", "snapshot", "result"), rows)
         return DONE if all(result["proven"] for result in results) else FAILED
 
-    def expire(self, selection: Selection, *, remove_now: bool, dry_run: bool) -> int:
+    def expire(
+        self, selection: Selection, *, remove_now: bool, dry_run: bool, trust_clock: bool
+    ) -> int:
         """Expire and remove what the policies no longer want; return the exit code."""
         machine, source = self._resolve(selection)
         report = expiry.run(
@@ -198,6 +210,7 @@ class Operator:
             source=source,
             remove_now=remove_now,
             dry_run=dry_run,
+            trust_clock=trust_clock,
         )
         if not dry_run:
             for each in expiry_reports(report):
@@ -207,12 +220,15 @@ class Operator:
                 {
                     "dry_run": dry_run,
                     "changes": [
-                        {
-                            "machine": change.record.machine,
-                            "source": change.record.source,
-                            "snapshot": change.record.id,
-                            "state": change.state,
-                        }
+                        self._named(
+                            {
+                                "machine": change.record.machine,
+                                "source": change.record.source,
+                                "snapshot": change.record.id,
+                                "taken_at": change.record.taken_at,
+                                "state": change.state,
+                            }
+                        )
                         for change in report.changes
                     ],
                     "held": list(report.held),
@@ -220,7 +236,7 @@ class Operator:
                 }
             )
         else:
-            _print_expiry(report, dry_run=dry_run)
+            _print_expiry(report, self._names, dry_run=dry_run)
         return FAILED if report.problems else DONE
 
 
@@ -292,13 +308,13 @@ def _volume_words(volume: dict[str, Any]) -> str:
     return "ok" if volume["accept_new"] else "takes nothing new"
 
 
-def _print_expiry(report: expiry.ExpiryReport, *, dry_run: bool) -> None:
+def _print_expiry(report: expiry.ExpiryReport, names: Mapping[str, str], *, dry_run: bool) -> None:
     if report.changes:
         print_table(
             ("machine", "source", "snapshot", "taken", "would be" if dry_run else "now"),
             [
                 (
-                    change.record.machine,
+                    names.get(change.record.machine, change.record.machine),
                     change.record.source,
                     change.record.id,
                     human_time(change.record.taken_at),

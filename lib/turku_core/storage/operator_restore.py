@@ -72,7 +72,9 @@ def restore(
     finally:
         progress.clear()
     if as_json:
-        print_json({"snapshot": chosen.id, **asdict(restored)})
+        where = None if order.target is None else str(order.target)
+        named = {"machine": machine, "source": order.source, "snapshot": chosen.id}
+        print_json({**named, "target": where, "dry_run": order.dry_run, **asdict(restored)})
     else:
         for change in restored.changes:
             print("".join(each if each.isprintable() else "?" for each in change))

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from turku_core import fields
+from turku_core.commandline import set_log_level
 from turku_core.errors import BAD_USAGE, FAILED, ConfigurationError, TurkuError
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.lifeline import Lifeline
@@ -88,6 +89,8 @@ def _make_session(
     clock: Callable[[], datetime],
 ) -> Session:
     settings = read_settings(root)
+    if settings.log_level is not None:
+        set_log_level(settings.log_level)
     return Session(
         settings=settings,
         machine=machine,

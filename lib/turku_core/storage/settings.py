@@ -111,6 +111,7 @@ class Settings:
         expiry_grace: How long an expired snapshot is kept before it is removed.
         verify_interval: How often each snapshot is verified.
         io_timeout: Seconds without a byte after which a pull is given up.
+        log_level: From which level on the unit logs; None: warnings, and of sessions what they do.
     """
 
     paths: Paths
@@ -133,6 +134,7 @@ class Settings:
     expiry_grace: timedelta
     verify_interval: timedelta
     io_timeout: int
+    log_level: str | None
 
     @property
     def login(self) -> StorageLogin:
@@ -191,6 +193,7 @@ def read_settings(root: Path) -> Settings:
         expiry_grace=timedelta(days=read("expiry_grace_days", _days, 7.0)),
         verify_interval=timedelta(days=read("verify_interval_days", _days, 30.0)),
         io_timeout=read("io_timeout_seconds", _count(1, 86400), 600),
+        log_level=read("log_level", fields.log_level, None),
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from turku_core import fields
 from turku_core.configuration import write_durably
-from turku_core.errors import DONE, FAILED, TryAgainLater, TurkuError
+from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, TurkuError
 from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import RunningSession, SnapshotState, SourceUpdate
 from turku_core.storage import expiry, slots, verification
@@ -156,6 +156,7 @@ class Worker:
         self._state = WorkerState(settings.paths.worker_state, clock)
         self._known = Known()
         self._refused = False
+        self._is_only_late = True
         self._put_off: dict[tuple[str, str, str], float] = {}
         self._to_verify: deque[tuple[SourceFolder, Record]] = deque()
 
@@ -317,6 +318,7 @@ class Worker:
             level = logging.DEBUG if again else logging.ERROR
             logger.log(level, "%s: %s", name, words, exc_info=None if known else error)
             self._note(name, words)
+            self._is_only_late &= isinstance(error, TryAgainLater)
             return None
         self._note(name, "")
         return pause
@@ -340,7 +342,10 @@ class Worker:
             self._state.store()
 
     def run_once(self) -> int:
-        """Do everything that is due now, and return the exit code."""
+        """Do everything that is due now, and return the exit code.
+
+        It is 75 when nothing is wrong but that the API can't be reached.
+        """
         with _signals(self._stop), worker_lock(self._settings.paths.worker_lock):
             client = self._settings.make_client(API_SECONDS)
             self._known = read_known(self._settings.paths.known_machines)
@@ -353,8 +358,11 @@ class Worker:
                 self._round("reports", lambda: self.report_round(client)),
             ]
             self._state.store()
-        failed = None in done or any(job.error for job in self._queue.jobs())
-        return FAILED if failed else DONE
+        if any(job.error for job in self._queue.jobs()):
+            return FAILED
+        if None not in done:
+            return DONE
+        return TRY_AGAIN_LATER if self._is_only_late else FAILED
 
     def _drain(self) -> float | None:
         pause: float | None = 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -215,3 +217,44 @@ def test_registration_errors_are_sentences_with_exit_codes(unit: Unit) -> None:
     unit.api.down()
     assert "can't be reached" in unit.run("turku-storage-update-config", code=75)
     assert not Path(unit.state / ".ssh/authorized_keys").exists()
+
+
+def test_an_operator_says_that_a_clock_that_jumped_is_right(unit: Unit, machine: Machine) -> None:
+    unit.configure(expiry_floor=1)
+    machine.schedule(docs=machine.source(retention="last 1 snapshots"))
+    for _ in range(2):
+        machine.check_in()
+        unit.run("turku-storage-worker", "--once")
+        time.sleep(1.1)
+    clock = unit.state / "clock.json"
+    state = json.loads(clock.read_text())
+    for reading in ("trusted", "last"):
+        state[reading]["at"] = "2020-01-01T00:00:00+00:00"
+    for each in (unit.volume / "machines" / machine.uuid / "docs/snapshots").glob("[0-9]*.json"):
+        record = json.loads(each.read_text())
+        record["expired_at"] = None
+        each.write_text(json.dumps(record))
+    clock.write_text(json.dumps(state))
+    held = unit.run_json("expire", "--dry-run")
+    assert held["changes"] == []
+    assert "the clock jumped ahead" in held["held"][0]
+    told = unit.run_json("expire", "--trust-clock", "--dry-run")["changes"]
+    assert [change["state"] for change in told] == ["expired"]
+    assert "the clock jumped ahead" in unit.run_json("expire", "--dry-run")["held"][0]
+    [change] = unit.run_json("expire", "--trust-clock")["changes"]
+    assert (change["machine_name"], change["state"]) == (readable(machine), "expired")
+    assert unit.run_json("expire")["held"] == []
+
+
+def test_an_answer_for_a_program_names_everything(
+    unit: Unit, machine: Machine, snapshot: str
+) -> None:
+    [listed] = unit.run_json("list")["snapshots"]
+    [verified] = unit.run_json("verify")["verified"]
+    for each in (listed, verified):
+        assert (each["machine"], each["machine_name"]) == (machine.uuid, readable(machine))
+    target = unit.root / "restored"
+    restored = unit.run_json("restore", machine.uuid, "docs", "--target", str(target))
+    assert restored["machine"] == machine.uuid
+    assert (restored["source"], restored["snapshot"]) == ("docs", snapshot)
+    assert (restored["target"], restored["dry_run"], restored["ok"]) == (str(target), False, True)

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from turku_core.errors import ConfigurationError, TurkuError
-from turku_core.storage.install import install, install_sshd_drop_in, program, wrong_options
+from turku_core.storage.install import (
+    install,
+    install_sshd_drop_in,
+    program,
+    uninstall,
+    wrong_options,
+)
 from turku_core.storage.settings import Paths
 from turku_core.storage.templates import render
 
@@ -58,6 +64,24 @@ def test_metrics_are_scraped_where_the_option_says(root: Path) -> None:
     )
     (folder / "metrics.json").write_text("{}")
     assert [path.name for path in install(root, getpass.getuser()).changed] == units
+
+
+def test_what_is_uninstalled_lets_nobody_in_and_leaves_the_backups(root: Path) -> None:
+    installed = install(root, getpass.getuser())
+    paths = Paths(root)
+    paths.authorized_keys.parent.mkdir()
+    paths.authorized_keys.write_text("a key\n")
+    kept = paths.state / "known_machines.json"
+    kept.write_text("{}")
+    (root / "etc/ssh/sshd_config.d/other.conf").touch()
+    removed = uninstall(root)
+    assert set(removed.changed) == {*installed.changed, paths.authorized_keys}
+    assert not any(path.exists() for path in removed.changed)
+    assert kept.exists()
+    assert paths.configuration.is_dir()
+    assert (root / "etc/ssh/sshd_config.d/other.conf").exists()
+    assert uninstall(root).changed == ()
+    assert set(install(root, getpass.getuser()).changed) == set(installed.changed)
 
 
 def test_the_drop_in_is_exactly_this() -> None:

@@ -240,6 +240,36 @@ def test_expiry_goes_on_by_its_own_clock_and_tells_the_api(unit: Unit, machine: 
     assert [bool(each["expired_at"]) for each in listed] == [True, False]
 
 
+def test_a_worker_that_only_lacks_the_api_asks_for_another_try(
+    unit: Unit, machine: Machine
+) -> None:
+    unit.run("turku-storage-worker", "--once")
+    assert machine.check_in().code == 0
+    unit.api.down()
+    said = unit.run("turku-storage-worker", "--once", code=75)
+    assert "can't be reached" in said
+    assert len(unit.snapshots(machine)) == 1
+    away = unit.volume.with_name("away")
+    unit.volume.rename(away)
+    (unit.state / "worker.json").unlink()
+    unit.run("turku-storage-worker", "--once", code=1)
+    away.rename(unit.volume)
+    unit.api.up()
+    unit.run("turku-storage-worker", "--once")
+    assert len(unit.api.reports("docs")) == 1
+
+
+def test_how_much_is_logged_is_an_option(unit: Unit, machine: Machine) -> None:
+    unit.configure(log_level="error")
+    machine.check_in()
+    assert "session for checkin" not in unit.log
+    unit.configure(log_level="info")
+    assert "INFO" in unit.drain()
+    unit.configure(log_level="loud")
+    said = unit.run("turku-storage-worker", "--once", code=2)
+    assert "log_level: must be one of debug, info, warning, error" in said
+
+
 def run_dropping(unit: Unit, script: str, *arguments: str) -> str:
     """Run a console script in a child of this process, and return what it printed.
 
