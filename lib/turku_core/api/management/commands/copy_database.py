@@ -16,7 +16,7 @@ from turku_core.commandline import print_json, print_table
 class Command(ReportingCommand):
     """Moves the API from SQLite to PostgreSQL."""
 
-    help = "Copy a SQLite database of Turku's into the configured PostgreSQL, which is empty."
+    help = "Copy a SQLite database of Turku's into an empty PostgreSQL."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the file."""

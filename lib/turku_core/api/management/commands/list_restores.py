@@ -13,7 +13,7 @@ from turku_core.api.models import RestoreOrder
 class Command(ListingCommand):
     """Lists the restores that were ordered here."""
 
-    help = "List the restores that were ordered, the newest first, and how they went."
+    help = "List the restores that were ordered, and how they went."
     headings = ORDER_HEADINGS
     nothing = "No restore was ordered."
 

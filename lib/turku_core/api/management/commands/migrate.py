@@ -16,7 +16,7 @@ from turku_core.api.management.command import DJANGO_OPTIONS
 class Command(DjangoCommand):
     """Django's own command, one unit at a time, and with words when the database isn't there."""
 
-    help = "Bring the database up to date; units that do it at once wait for each other."
+    help = "Bring the database up to date; of several units at once, one does."
     suppressed_base_arguments = set(DJANGO_OPTIONS)
 
     def add_arguments(self, parser: CommandParser) -> None:
