@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 from django.db import connections
 from django.test import Client
 
-from tests.support.api_world import Answer, World
-from turku_core.api.models import Backup, Machine, Source
+from tests.support.api_world import AgentCaller, Answer, World
+from turku_core import credentials
+from turku_core.api.announcements import Announced, announce, withdraw
+from turku_core.api.models import Announcement, Backup, Machine, Source
+from turku_core.api.relation_keys import RelationKey, sync_keys
+from turku_core.credentials import PublicKey
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def at_once(calls: Sequence[tuple[str, Any]]) -> list[Answer]:
     """Make all calls in the same moment and return their answers, in order."""
-    barrier = threading.Barrier(len(calls))
-    answers: dict[int, Answer] = {}
+    return all_at_once([partial(World.call_with, Client(), *call) for call in calls])
 
-    def work(number: int, name: str, payload: Any) -> None:
+
+def all_at_once(works: Sequence[Callable[[], T]]) -> list[T]:
+    """Do everything in the same moment and return what came of it, in order."""
+    barrier = threading.Barrier(len(works))
+    answers: dict[int, T] = {}
+
+    def do(number: int, work: Callable[[], T]) -> None:
         try:
             barrier.wait(30)
-            answers[number] = World.call_with(Client(), name, payload)
+            answers[number] = work()
         finally:
             connections.close_all()
 
     threads = [
-        threading.Thread(target=work, args=(number, *call)) for number, call in enumerate(calls)
+        threading.Thread(target=do, args=(number, work)) for number, work in enumerate(works)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return [answers[number] for number in range(len(calls))]
+    return [answers[number] for number in range(len(works))]
 
 
 def _handed_out(answers: Sequence[Answer]) -> int:
@@ -122,3 +134,45 @@ def test_everything_at_once_ends_in_nothing_but_answers(world: World) -> None:
         ]
     for _ in range(3):
         assert {answer.status for answer in at_once(calls)} == {200}
+
+
+SECRET = credentials.make_secret()
+
+
+@pytest.fixture
+def announced(world: World) -> AgentCaller:
+    """A machine that two units of a relation have announced, and that has not registered."""
+    sync_keys([RelationKey("agents-1", "machine", SECRET)], world.now)
+    agent = world.agent(register=False)
+    public_key = PublicKey.parse(agent.config["ssh_public_key"])
+    units = [Announced("agents-1", f"agent/{n}", agent.uuid, public_key) for n in range(2)]
+    announce(units, world.now)
+    return agent
+
+
+def test_of_a_machine_s_two_last_units_that_leave_at_once_one_retires_it(
+    world: World, announced: AgentCaller
+) -> None:
+    auth = {"name": "agents-1", "secret": SECRET}
+    assert announced.update(auth=auth).status == 200
+    changes = all_at_once(
+        [partial(withdraw, "agents-1", f"agent/{n}", world.now) for n in range(2)]
+    )
+    assert sorted(len(each.retired) for each in changes) == [0, 1]
+    assert not announced.row.active
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_machine_that_registers_while_it_is_withdrawn_does_not_stay(
+    world: World, announced: AgentCaller, attempt: int
+) -> None:
+    machine = {**announced.login["machine"], **announced.config}
+    request = {"auth": {"name": "agents-1", "secret": SECRET}, "machine": machine}
+    works: list[Callable[[], Any]] = [
+        partial(World.call_with, Client(), "update_config", request),
+        partial(withdraw, "agents-1", None, world.now),
+    ]
+    answer, changes = all_at_once(works)
+    assert not Announcement.objects.exists()
+    assert not Machine.objects.filter(active=True).exists()
+    assert (answer.status, len(changes.retired)) in {(200, 1), (503, 0)}
