@@ -37,7 +37,7 @@ def unit_status(
     behind = [_behind(name, fate) for name, fate in fates.items() if fate.is_behind]
     to_mend = [str(each) for each in problems if isinstance(status_of(each), ops.BlockedStatus)]
     if to_mend or behind:
-        return ops.BlockedStatus(one_line(" ".join([*to_mend, *behind])))
+        return ops.BlockedStatus(_together([*to_mend, *behind]))
     if problems:
         return ops.WaitingStatus(one_line(" ".join(str(each) for each in problems)))
     if not sources:
@@ -46,6 +46,12 @@ def unit_status(
         )
     words = [_last_good(fates), *_paused(fates), *_stale(status, now), *remarks]
     return ops.ActiveStatus(one_line(" ".join(words)))
+
+
+def _together(problems: Sequence[str]) -> str:
+    """Return the problems as one line; when it is cut, it still says how many there are."""
+    count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+    return one_line(count + " ".join(problems))
 
 
 def _behind(name: str, fate: SourceStatus) -> str:

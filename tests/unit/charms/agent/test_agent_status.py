@@ -1,0 +1,117 @@
+"""What `juju status` says: the last good backup, what is overdue, and what somebody has to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import ops
+import pytest
+from ops import testing
+
+from agent_status import unit_status
+from tests.unit.charms.agent.conftest import AgentUnit
+from turku_charm.statuses import Blocked, NotReady
+from turku_core.agent.status import Status
+from turku_core.errors import TurkuError
+from turku_core.protocol.client import CONNECT_SECONDS
+from turku_core.protocol.status import SourceStatus
+
+NOW = datetime(2026, 11, 22, 10, 30, tzinfo=timezone.utc)
+
+
+def said(**sources: SourceStatus) -> Status:
+    """Return what the API said a moment ago."""
+    return Status(NOW - timedelta(minutes=5), sources)
+
+
+def fine(hours: int = 1) -> SourceStatus:
+    """Return the state of a source that was backed up some hours ago."""
+    return SourceStatus("ok", last_good=NOW - timedelta(hours=hours))
+
+
+def test_the_last_good_backup_is_said() -> None:
+    status = unit_status([], [], ["etc", "web"], said(etc=fine(3), web=fine(2)), NOW)
+    assert status == ops.ActiveStatus("Last good backup 2026-11-22 08:30 UTC.")
+
+
+def test_prior_art_36_what_is_overdue_and_why_reaches_the_status() -> None:
+    late = SourceStatus(
+        "overdue",
+        last_good=NOW - timedelta(days=2),
+        overdue_since=NOW - timedelta(days=1),
+        problem="Storage unit s-0 is full.",
+    )
+    status = unit_status([], [], ["etc", "web"], said(etc=fine(), web=late), NOW)
+    assert status == ops.BlockedStatus(
+        "Source web is overdue since 2026-11-21 10:30 UTC (last 2026-11-20 10:30 UTC): Storage "
+        "unit s-0 is full."
+    )
+
+
+def test_a_source_that_was_never_backed_up_and_fails_is_said() -> None:
+    status = unit_status([], [], ["web"], said(web=SourceStatus("failing")), NOW)
+    assert status == ops.BlockedStatus("Source web is failing (never backed up).")
+
+
+def test_sources_that_are_not_configured_any_more_do_not_count() -> None:
+    status = unit_status([], [], ["etc"], said(etc=fine(), old=SourceStatus("overdue")), NOW)
+    assert isinstance(status, ops.ActiveStatus)
+
+
+@pytest.mark.parametrize(
+    ("problems", "expected"),
+    [
+        ([Blocked("Mend it."), NotReady("Waiting.")], ops.BlockedStatus("Mend it.")),
+        ([NotReady("Waiting for a."), NotReady("For b.")],
+         ops.WaitingStatus("Waiting for a. For b.")),
+        ([TurkuError("No room."), Blocked("Mend it.")],
+         ops.BlockedStatus("2 problems: No room. Mend it.")),
+    ],
+)  # fmt: skip
+def test_what_somebody_has_to_mend_comes_before_what_is_waited_for(
+    problems: list[TurkuError], expected: ops.StatusBase
+) -> None:
+    assert unit_status(problems, [], ["etc"], said(etc=fine()), NOW) == expected
+
+
+def test_an_answer_of_long_ago_is_marked_as_such() -> None:
+    old = Status(NOW - timedelta(hours=5), {"etc": fine(6)})
+    assert unit_status([], [], ["etc"], old, NOW) == ops.ActiveStatus(
+        "Last good backup 2026-11-22 04:30 UTC. The API said so at 2026-11-22 05:30 UTC and "
+        "nothing since."
+    )
+
+
+def test_paused_sources_and_remarks_are_said() -> None:
+    status = unit_status([], ["A remark."], ["etc"], said(etc=SourceStatus("paused")), NOW)
+    assert status == ops.ActiveStatus("No backup yet. Paused: etc. A remark.")
+
+
+def test_what_the_agent_keeps_is_what_the_status_says(agent: AgentUnit) -> None:
+    agent.join(sources="etc: {path: /etc}")
+    kept: dict[str, Any] = {
+        "asked_at": datetime.now(timezone.utc).isoformat(),
+        "sources": {"etc": {"state": "ok", "last_good": "2026-11-22T10:25:38+00:00"}},
+    }
+    agent.path("var/lib/turku-agent/status.json").write_text(json.dumps(kept))
+    agent.run("update_status")
+    assert agent.status == testing.ActiveStatus("Last good backup 2026-11-22 10:25 UTC.")
+
+
+def test_an_api_that_does_not_answer_does_not_hold_up_the_hook(
+    agent: AgentUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_workload.STATUS_SECONDS_MAX", 2.0)
+    agent.join(sources="etc: {path: /etc}")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
+        agent.run("config_changed", relations=[agent.host, agent.api_says(urls=(url,))])
+        began = time.monotonic()
+        agent.run("update_status")
+    # The agent itself would be more patient.
+    assert time.monotonic() - began < CONNECT_SECONDS
+    assert agent.status == testing.ActiveStatus("No backup yet.")
