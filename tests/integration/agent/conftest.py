@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.agent.stand_ins import AgentMachine, StandInUnit, running
+from tests.integration.agent.stand_ins import AgentMachine, StandInUnit, running, snapshot
 from tests.support.stand_in_api import StandInApi, running_api
 
 
@@ -40,3 +40,21 @@ def tree(tmp_path: Path) -> Path:
     (folder / "sub/b").write_text("beta")
     (folder / "link").symlink_to("/etc/hostname")
     return folder
+
+
+@pytest.fixture
+def restorer(machine: AgentMachine, unit: StandInUnit, tree: Path) -> AgentMachine:
+    """A machine with two snapshots of its source on the unit."""
+    machine.add_source("docs", tree)
+    for identity, content in (("20261101T000000Z", "first"), ("20261102T000000Z", "second")):
+        folder = unit.folder / "snapshots" / identity
+        (folder / "sub").mkdir(parents=True)
+        (folder / "a").write_text(content)
+        (folder / "sub/b").write_text(content)
+        (folder / "link").symlink_to("/etc/hostname")
+    snapshots = [
+        snapshot(machine.uuid, "20261101T000000Z", "2026-11-01T00:00:00+00:00"),
+        snapshot(machine.uuid, "20261102T000000Z", "2026-11-02T00:00:00+00:00", state="expired"),
+    ]
+    unit.behave(snapshots=snapshots)
+    return machine

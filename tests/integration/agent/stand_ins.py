@@ -54,7 +54,7 @@ def url(login, module):
 
 print(behaviour.get("stderr", ""), file=sys.stderr, end="", flush=True)
 code = behaviour["exit_code"]
-if behaviour["hang"]:
+if behaviour["hang"] in (True, request["action"]):
     say(event="message", message="hanging")
     sys.stdin.read()
     sys.exit("the agent has gone")
@@ -104,6 +104,24 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def snapshot(machine: str, identity: str, taken_at: str, **more: Any) -> dict[str, Any]:
+    """Return a snapshot of the source ``docs``, as a storage unit lists it."""
+    return {
+        "machine": machine,
+        "source": "docs",
+        "id": identity,
+        "taken_at": taken_at,
+        "state": "committed",
+        "partial": False,
+        "mode": "borg",
+        "bytes": 2048,
+        "files": 3,
+        "expires_for_good_at": None,
+        "proven_at": None,
+        **more,
+    }
 
 
 class StandInUnit:

@@ -138,11 +138,15 @@ def test_an_idle_check_in_imports_only_what_it_needs(machine: AgentMachine) -> N
         "jinja2",
         "paramiko",
         "turku_core.agent.backup",
+        "turku_core.agent.backup_now",
         "turku_core.agent.check",
+        "turku_core.agent.orders",
         "turku_core.agent.restore",
         "turku_core.agent.rsync_daemon",
         "turku_core.agent.session",
         "turku_core.agent.sources",
+        "turku_core.agent.status",
+        "turku_core.protocol.restore_orders",
         "yaml",
     }
     assert modules & heavy == set()

@@ -10,44 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.agent.stand_ins import AgentMachine, StandInUnit, running, wait_until
+from tests.integration.agent.stand_ins import (
+    AgentMachine,
+    StandInUnit,
+    running,
+    snapshot,
+    wait_until,
+)
 
 OLD_UUID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
-
-
-def snapshot(machine: str, identity: str, taken_at: str, **more: Any) -> dict[str, Any]:
-    return {
-        "machine": machine,
-        "source": "docs",
-        "id": identity,
-        "taken_at": taken_at,
-        "state": "committed",
-        "partial": False,
-        "mode": "borg",
-        "bytes": 2048,
-        "files": 3,
-        "expires_for_good_at": None,
-        "proven_at": None,
-        **more,
-    }
-
-
-@pytest.fixture
-def restorer(machine: AgentMachine, unit: StandInUnit, tree: Path) -> AgentMachine:
-    """A machine with two snapshots of its source on the unit."""
-    machine.add_source("docs", tree)
-    for identity, content in (("20261101T000000Z", "first"), ("20261102T000000Z", "second")):
-        folder = unit.folder / "snapshots" / identity
-        (folder / "sub").mkdir(parents=True)
-        (folder / "a").write_text(content)
-        (folder / "sub/b").write_text(content)
-        (folder / "link").symlink_to("/etc/hostname")
-    snapshots = [
-        snapshot(machine.uuid, "20261101T000000Z", "2026-11-01T00:00:00+00:00"),
-        snapshot(machine.uuid, "20261102T000000Z", "2026-11-02T00:00:00+00:00", state="expired"),
-    ]
-    unit.behave(snapshots=snapshots)
-    return machine
 
 
 def restore(machine: AgentMachine, *arguments: str) -> tuple[int, Any, str]:
