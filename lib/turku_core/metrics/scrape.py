@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable
 
-from turku_core.errors import DONE, FAILED
+from turku_core.errors import DONE, FAILED, ConfigurationError
 from turku_core.metrics.exposition import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 PATH = "/metrics"
 REQUEST_BYTES_MAX = 16 * 1024
 REQUEST_SECONDS = 10.0
+ANSWER_SECONDS = 30.0
 _PLAIN = "text/plain; charset=utf-8"
 
 
@@ -36,12 +38,19 @@ def show(make_text: Callable[[], str], *, http: bool) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        ConfigurationError: Standard input is no connection.
     """
-    if http:
-        with socket.socket(fileno=os.dup(sys.stdin.fileno())) as connection:
-            return answer(connection, make_text)
-    sys.stdout.write(make_text())
-    return DONE
+    if not http:
+        sys.stdout.write(make_text())
+        return DONE
+    if not stat.S_ISSOCK(os.fstat(sys.stdin.fileno()).st_mode):
+        raise ConfigurationError(
+            "--http is for systemd or another super-server: standard input is no connection."
+        )
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as connection:
+        return answer(connection, make_text)
 
 
 def answer(connection: socket.socket, make_text: Callable[[], str]) -> int:
@@ -80,6 +89,7 @@ def answer(connection: socket.socket, make_text: Callable[[], str]) -> int:
         "Connection: close",
         "\r\n",
     ]
+    connection.settimeout(ANSWER_SECONDS)
     try:
         connection.sendall("\r\n".join(head).encode("ascii") + (b"" if method == "HEAD" else body))
     except OSError as error:
