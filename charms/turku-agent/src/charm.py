@@ -160,12 +160,12 @@ class TurkuAgentCharm(ops.CharmBase):
         self._has_looked = True
         with self._machine.locked():
             mine, claims = self._stake_claim(is_new=is_new)
-            with self._noting():
+            with self._going_on():
                 self._agent.install_packages()
-            with self._noting():
+            with self._going_on():
                 self._agent.install(mine, claims)
                 self.unit.set_workload_version(self._agent.workload.version() or "")
-            with self._noting():
+            with self._going_on():
                 self._introduce()
             self._settle(claims)
         publish_cos_agent(self)
@@ -184,7 +184,8 @@ class TurkuAgentCharm(ops.CharmBase):
         self._files.write(mine)
         for gone in self._machine.gone():
             self._leave(gone, [mine, *others])
-        self._note(self._files.problems())
+        for sentence in self._files.problems():
+            self._note(Blocked(sentence))
         return mine, self._machine.claims()
 
     def _renewed(self, former: Claim | None) -> Claim:
@@ -196,28 +197,31 @@ class TurkuAgentCharm(ops.CharmBase):
     def _with_values(self, mine: Claim) -> Claim:
         """Return the claim with what the options and the principal make of the configuration."""
         mine = dataclasses.replace(mine, metrics_listen=metrics_listen(self))
-        with self._noting():
-            config = self._config()
-            principal = self._principal()
-            values = {
-                "environment_name": self.model.name,
-                "service_name": principal.partition("/")[0],
-                "unit_name": principal,
-                "restore_orders": config.restore_orders,
-                "log_level": config.log_level,
-            }
-            return dataclasses.replace(mine, values=values)
-        return mine
+        try:
+            config, principal = self._config(), self._principal()
+        except TurkuError as error:
+            self._note(error)
+            return mine
+        values = {
+            "environment_name": self.model.name,
+            "service_name": principal.partition("/")[0],
+            "unit_name": principal,
+            "restore_orders": config.restore_orders,
+            "log_level": config.log_level,
+        }
+        return dataclasses.replace(mine, values=values)
 
     def _with_api(self, mine: Claim) -> Claim:
         """Return the claim with what the API says; while it says nothing, what it said before."""
-        with self._noting():
+        try:
             api = api_relation.read_api(self.model)
-            return dataclasses.replace(mine, access=api.access.to_databag(), secret=api.secret)
-        relation = self.model.get_relation(api_relation.ENDPOINT)
-        if relation is None or not relation.active:
-            return dataclasses.replace(mine, access=None, secret=None)
-        return mine
+        except TurkuError as error:
+            self._note(error)
+            relation = self.model.get_relation(api_relation.ENDPOINT)
+            if relation is None or not relation.active:
+                return dataclasses.replace(mine, access=None, secret=None)
+            return mine
+        return dataclasses.replace(mine, access=api.access.to_databag(), secret=api.secret)
 
     def _with_sources(self, mine: Claim, others: Sequence[Claim]) -> Claim:
         """Return the claim with what the places of this unit say is to be backed up."""
@@ -225,7 +229,8 @@ class TurkuAgentCharm(ops.CharmBase):
         self._remarks = tuple(remark for place in places for remark in place.remarks)
         names, clashes = self._files.names_of_principals([mine, *others])
         resolved = resolve(places, mine.places, names_of_others(mine, others) | names)
-        self._note([*clashes, *resolved.problems])
+        for sentence in (*clashes, *resolved.problems):
+            self._note(Blocked(sentence))
         return dataclasses.replace(mine, places=resolved.places)
 
     def _relation_places(self, mine: Claim) -> list[Place]:
@@ -266,7 +271,7 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _settle(self, claims: Sequence[Claim]) -> None:
         """Make the configuration what the claims amount to, and tell the API what has changed."""
-        with self._noting():
+        with self._going_on():
             self._agent.configure(claims)
             self._agent.tell()
 
@@ -296,19 +301,18 @@ class TurkuAgentCharm(ops.CharmBase):
         raise NotReady("Waiting for the principal.")
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _going_on(self) -> Iterator[None]:
         """Go on after an error, and say it in the status."""
         try:
             yield
         except TurkuError as error:
-            logger.warning("%s", error)
-            if str(error) not in map(str, self._problems):
-                self._problems.append(error)
+            self._note(error)
 
-    def _note(self, sentences: Sequence[str]) -> None:
-        for sentence in sentences:
-            with self._noting():
-                raise Blocked(sentence)
+    def _note(self, error: TurkuError) -> None:
+        """Let the status say what is wrong, once."""
+        if str(error) not in map(str, self._problems):
+            logger.warning("%s", error)
+            self._problems.append(error)
 
 
 if __name__ == "__main__":  # pragma: nocover

@@ -110,7 +110,12 @@ class AgentUnit:
 
     def published(self) -> Mapping[str, str]:
         """Return what the unit says over the relation `api`."""
-        return self.state.get_relation(self.api.id).local_unit_data
+        return self.written(self.api)
+
+    def written(self, relation: testing.RelationBase) -> dict[str, str]:
+        """Return what the unit says over a relation."""
+        databag: Any = self.state.get_relation(relation.id).local_unit_data
+        return dict(databag)
 
     def path(self, name: str) -> Path:
         """Return a path on the machine."""

@@ -134,7 +134,7 @@ def test_a_key_that_is_rotated_is_taken_over(agent: AgentUnit, on_host: Host) ->
     agent.join(sources=OPTION)
     on_host.told()
     rotated = dataclasses.replace(agent.secret, latest_content={"secret": "another-key-altogether"})
-    agent.state = dataclasses.replace(agent.state, secrets=[rotated])
+    agent.state = dataclasses.replace(agent.state, secrets=frozenset([rotated]))
     agent.state = agent.context.run(agent.context.on.secret_changed(rotated), agent.state)
     assert agent.configuration()["api_auth_secret"] == "another-key-altogether"
     assert on_host.told() == 1
@@ -220,7 +220,7 @@ def test_metrics_are_offered_as_long_as_somebody_collects_them(
     collector = testing.Relation("cos-agent", remote_app_name="collector")
     agent.join(collector, sources=OPTION)
     assert agent.configuration()["metrics_listen"] == "127.0.0.1:9521"
-    assert "config" in agent.state.get_relation(collector.id).local_unit_data
+    assert "config" in agent.written(collector)
     sockets = list(agent.path("etc/systemd/system").glob("*.socket"))
     assert len(sockets) == 1
     agent.run("config_changed", relations=[agent.host, agent.api_says()])
@@ -265,7 +265,7 @@ def removed(agent: AgentUnit) -> None:
     for relation in relations:
         agent.run("relation_broken", relation)
         rest = [each for each in agent.state.relations if each.id != relation.id]
-        agent.state = dataclasses.replace(agent.state, relations=rest)
+        agent.state = dataclasses.replace(agent.state, relations=frozenset(rest))
     agent.run("stop")
     agent.run("remove")
 
