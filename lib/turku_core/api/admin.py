@@ -212,13 +212,15 @@ class MachineAdmin(ReadOnlyAdmin):
     @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Pause machines."""
-        self.do_for_each(request, chosen, "paused", Machine.pause)
+        self.do_for_each(request, chosen, "paused", operations.pause)
 
     @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Resume machines."""
         now = clock.now()
-        self.do_for_each(request, chosen, "resumed", lambda machine: machine.resume(now))
+        self.do_for_each(
+            request, chosen, "resumed", lambda machine: operations.resume(machine, now)
+        )
 
     @admin.action(description="Back up all sources now", permissions=["operate"])
     def backup_now(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
@@ -243,7 +245,9 @@ class MachineAdmin(ReadOnlyAdmin):
     def reinstate(self, request: HttpRequest, chosen: QuerySet[Machine]) -> None:
         """Take machines back."""
         now = clock.now()
-        self.do_for_each(request, chosen, "reinstated", lambda machine: machine.reinstate(now))
+        self.do_for_each(
+            request, chosen, "reinstated", lambda machine: operations.reinstate(machine, now)
+        )
 
     @admin.action(
         description="Let another machine restore this one's backups…", permissions=["operate"]
@@ -338,13 +342,13 @@ class SourceAdmin(ReadOnlyAdmin):
     @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
         """Pause sources."""
-        self.do_for_each(request, chosen, "paused", Source.pause)
+        self.do_for_each(request, chosen, "paused", operations.pause)
 
     @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
         """Resume sources."""
         now = clock.now()
-        self.do_for_each(request, chosen, "resumed", lambda source: source.resume(now))
+        self.do_for_each(request, chosen, "resumed", lambda source: operations.resume(source, now))
 
     @admin.action(description="Back up now", permissions=["operate"])
     def backup_now(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
@@ -415,12 +419,13 @@ class StorageUnitAdmin(ReadOnlyAdmin):
     @admin.action(description="Pause: no more backups here until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[StorageUnit]) -> None:
         """Pause storage units."""
-        self.do_for_each(request, chosen, "paused", StorageUnit.pause)
+        self.do_for_each(request, chosen, "paused", operations.pause)
 
     @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, chosen: QuerySet[StorageUnit]) -> None:
         """Resume storage units."""
-        self.do_for_each(request, chosen, "resumed", StorageUnit.resume)
+        now = clock.now()
+        self.do_for_each(request, chosen, "resumed", lambda unit: operations.resume(unit, now))
 
 
 class SourceOfRecordFilter(admin.SimpleListFilter):

@@ -14,13 +14,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
 
 from turku_core import fields
 from turku_core.api.models import Announcement, KeyKind, Machine, RegistrationKey, StorageUnit
-from turku_core.api.operations import NotPossible
+from turku_core.api.operations import NotPossible, reinstate
 from turku_core.api.refusals import NotYet, Refused
 from turku_core.credentials import PublicKey
 from turku_core.errors import TryAgainLater
@@ -261,12 +260,9 @@ def _take_back(now: datetime, changes: AnnouncementChanges) -> None:
     uuids = Announcement.objects.values("machine_uuid")
     for machine in Machine.objects.filter(withdrawn=True, uuid__in=uuids).order_by("pk"):
         try:
-            machine.reinstate(now)
-        except ValidationError as error:
-            changes.problems.append(
-                f"{machine.unit_name} ({machine.uuid}) can't be taken back: "
-                f"{' '.join(error.messages)}"
-            )
+            reinstate(machine, now)
+        except NotPossible as error:
+            changes.problems.append(str(error))
         else:
             changes.reinstated.append(machine.uuid)
     names = Announcement.objects.values("storage_name")

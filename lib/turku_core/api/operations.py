@@ -1,7 +1,7 @@
 """What an operator does, for the commands and the administration site alike.
 
-Pausing, resuming, retiring and rotating are methods of the models; here is what involves more
-than one of them, and how an operator's words find a row.
+Retiring, disabling and rotating are methods of the models; here is what involves more than one of
+them, or the schedules, and how an operator's words find a row.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import re
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
+from django.core.exceptions import ValidationError
 from django.db.models import Q
 
 from turku_core import fields
-from turku_core.api import grants
+from turku_core.api import due, grants
 from turku_core.api.models import (
     FilterSet,
     Machine,
@@ -121,6 +122,50 @@ def find_filter_set(name: str) -> FilterSet:
     return found
 
 
+def pause(subject: Machine | Source | StorageUnit) -> None:
+    """Make no more backups of it, or on it, until `resume`; sessions that run are let end."""
+    subject.paused = True
+    if isinstance(subject, StorageUnit):
+        subject.save(update_fields=["paused"])
+        return
+    subject.next_due_at = None
+    subject.save(update_fields=["paused", "next_due_at"])
+    if isinstance(subject, Source):
+        due.refresh_machine(subject.machine)
+
+
+def resume(subject: Machine | Source | StorageUnit, now: datetime) -> None:
+    """Make backups again, on schedule; windows that went by meanwhile were not missed."""
+    subject.paused = False
+    subject.save(update_fields=["paused"])
+    if isinstance(subject, Machine):
+        due.begin_again(subject, now)
+    elif isinstance(subject, Source):
+        subject.since = now
+        subject.save(update_fields=["since"])
+        due.refresh(subject, now)
+        due.refresh_machine(subject.machine)
+
+
+def reinstate(machine: Machine, now: datetime) -> None:
+    """Take back a machine that was retired or deactivated.
+
+    Raises:
+        NotPossible: Another active machine uses its SSH key by now.
+    """
+    machine.active = True
+    machine.withdrawn = False
+    machine.retired_at = None
+    try:
+        machine.full_clean()
+    except ValidationError as error:
+        raise NotPossible(
+            f"{machine.unit_name} ({machine.uuid}) can't be taken back: {' '.join(error.messages)}"
+        ) from error
+    machine.save(update_fields=["active", "withdrawn", "retired_at"])
+    due.begin_again(machine, now)
+
+
 def users_of_filter_set(name: str) -> list[str]:
     """Return who merges a filter set: other sets, and the published sources of machines."""
     sources = Source.objects.filter(published=True).exclude(filter=[]).select_related("machine")
@@ -182,7 +227,12 @@ def request_backups(machine: Machine, names: Collection[str], now: datetime) -> 
                 f"The source {source.name} is no longer in {machine.unit_name}'s configuration."
             )
     for source in chosen:
-        source.request_backup(now)
+        source.due_now = True
+        # Nor does it wait for the pause after a failure.
+        source.failures = 0
+        source.save(update_fields=["due_now", "failures"])
+        due.refresh(source, now)
+    due.refresh_machine(machine)
     return chosen
 
 

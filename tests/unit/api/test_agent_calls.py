@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api_world import AgentCaller, Answer, UnitCaller, World
+from turku_core.api import operations
 
 
 @pytest.fixture
@@ -72,13 +73,13 @@ def test_when_a_source_was_proven_last_is_said(
 def test_what_is_not_to_be_backed_up_says_so_and_is_not_late(
     world: World, unit: UnitCaller, agent: AgentCaller
 ) -> None:
-    agent.source().pause()
+    operations.pause(agent.source())
     world.pass_time(days=3)
     assert (status(world, agent)["state"], status(world, agent)["overdue_since"]) == (
         "paused",
         None,
     )
-    agent.row.pause()
+    operations.pause(agent.row)
     assert status(world, agent, "mail")["state"] == "paused"
     agent.update(sources={"mail": {"path": "/srv/mail"}})
     answer = world.call("agent_status", agent.login).json
@@ -110,7 +111,7 @@ def test_a_backup_that_cannot_be_is_refused_with_the_reason(
     unknown = backup_now(world, agent, "nope")
     assert unknown.status == 404
     assert "its sources: docs, mail" in unknown.text
-    agent.source().pause()
+    operations.pause(agent.source())
     paused = backup_now(world, agent, "docs")
     assert paused.status == 400
     assert "is paused" in paused.text

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext, override_settings
 from django.db import connection  # isort: skip
 
 from tests.support.api_world import AgentCaller, World, make_public_key
-from turku_core.api import due
+from turku_core.api import due, operations
 from turku_core.api.models import Backup, FilterSet, Outcome
 
 
@@ -225,7 +225,7 @@ def test_who_waits_for_a_person_comes_back_at_its_own_time(world: World, obstacl
         return
     unit, agent = world.unit(), world.agent()
     if obstacle == "unit paused":
-        unit.row.pause()
+        operations.pause(unit.row)
     else:
         world.backed_up(agent, unit)
     assert come_back_seconds(agent) is None
@@ -260,20 +260,20 @@ def test_pause_stops_backups_and_resume_starts_them_again(world: World, what: st
     unit, agent = world.unit(), world.agent()
     unit.update()
     if what == "machine":
-        agent.row.pause()
+        operations.pause(agent.row)
     elif what == "source":
-        agent.source().pause()
+        operations.pause(agent.source())
     else:
-        unit.row.pause()
+        operations.pause(unit.row)
     assert agent.check_in() == {}
     assert list(agent.restore()["sources"]) == ["docs"]
     world.pass_time(days=3)
     if what == "machine":
-        agent.row.resume(world.now)
+        operations.resume(agent.row, world.now)
     elif what == "source":
-        agent.source().resume(world.now)
+        operations.resume(agent.source(), world.now)
     else:
-        unit.row.resume()
+        operations.resume(unit.row, world.now)
     assert list(agent.check_in()) == ["docs"]
     if what != "unit":
         assert not Backup.objects.exists(), "what a pause let pass was not missed"
@@ -283,7 +283,7 @@ def test_a_session_that_runs_is_let_end_when_its_machine_is_paused(world: World)
     unit, agent = world.unit(), world.agent()
     unit.update()
     agent.check_in()
-    agent.row.pause()
+    operations.pause(agent.row)
     assert list(unit.open_session(agent).json["machine"]["scheduled_sources"]) == ["docs"]
     assert unit.report_run(agent).status == 200
     assert agent.row.next_due_at is None
@@ -292,7 +292,7 @@ def test_a_session_that_runs_is_let_end_when_its_machine_is_paused(world: World)
 def test_backup_now_is_handed_out_once_outside_its_schedule(world: World) -> None:
     unit, agent = world.unit(), world.agent()
     world.backed_up(agent, unit)
-    agent.source().request_backup(world.now)
+    operations.request_backups(agent.row, ["docs"], world.now)
     assert list(agent.check_in()) == ["docs"]
     world.pass_time(minutes=1)
     unit.report_run(agent)
@@ -305,7 +305,7 @@ def test_backup_now_does_not_wait_for_the_pause_after_a_failure(world: World) ->
     unit.update()
     agent.check_in()
     unit.report_run(agent, success=False)
-    agent.source().request_backup(world.now)
+    operations.request_backups(agent.row, ["docs"], world.now)
     assert list(agent.check_in()) == ["docs"]
     unit.report_run(agent, success=False, time_begin=world.now.timestamp())
     assert agent.check_in() == {}
@@ -320,7 +320,7 @@ def test_a_retired_machine_is_refused_and_its_history_stays(world: World) -> Non
     assert world.call("agent_ping_checkin", agent.login).status == 403
     assert unit.update().json["machines"] == {}
     assert Backup.objects.get().machine_uuid == agent.uuid
-    agent.row.reinstate(world.now)
+    operations.reinstate(agent.row, world.now)
     assert agent.check_in() == {}
     unit.update()
     assert list(unit.update().json["machines"]) == [agent.uuid]

@@ -9,7 +9,7 @@ import pytest
 from django.test.utils import CaptureQueriesContext
 
 from tests.support.api_world import AgentCaller, Answer, UnitCaller, World
-from turku_core.api import restore_orders
+from turku_core.api import operations, restore_orders
 from turku_core.api.models import OrderState, RestoreGrant, RestoreOrder
 from turku_core.errors import ConfigurationError, TurkuError
 
@@ -178,7 +178,7 @@ def test_a_cancelled_order_is_not_fetched_and_one_at_work_is_not_cancelled(
 
 
 def test_a_paused_machine_restores_all_the_same(world: World, agent: AgentCaller) -> None:
-    agent.row.pause()
+    operations.pause(agent.row)
     order(world, agent)
     assert len(fetch(world, agent)) == 1
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
+from turku_core.api import operations
 from turku_core.api.models import Backup
 
 SHARED = {"data": {"path": "/srv/data", "shared_service": True}}
@@ -92,9 +93,9 @@ def test_the_others_wait_while_the_one_that_makes_them_is_there(
     assert peers[0].check_in()
     unit.report_run(peers[0], "data")
     world.pass_time(days=2, minutes=-10)
-    peers[0].row.pause()
+    operations.pause(peers[0].row)
     peers[0].check_in()
-    peers[0].row.resume(world.now)
+    operations.resume(peers[0].row, world.now)
     world.pass_time(minutes=10)
     assert _asked(peers[1:]) == [False, False]
     assert "db/0 backs up the shared service" in peers[1].source("data").problem
@@ -108,7 +109,7 @@ def test_another_takes_over_when_the_first_is_paused(
     assert peers[0].check_in()
     unit.report_run(peers[0], "data")
     world.pass_time(days=2)
-    peers[0].row.pause()
+    operations.pause(peers[0].row)
     assert _asked(peers) == [False, True, False]
 
 

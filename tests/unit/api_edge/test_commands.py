@@ -16,6 +16,7 @@ from django.db import OperationalError
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
 from turku_core import credentials
+from turku_core.api import operations
 from turku_core.api.management.utility import Utility
 from turku_core.api.models import (
     Backup,
@@ -266,7 +267,7 @@ def change(agent: AgentCaller, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("prepare", "sources", "why"),
     [
-        (lambda agent: agent.row.pause(), (), "is paused: `turku-api resume machine"),
+        (lambda agent: operations.pause(agent.row), (), "is paused: `turku-api resume machine"),
         (lambda agent: agent.row.retire(agent.world.now), (), "is not active"),
         (lambda agent: change(agent, paused=True), ("docs",), "The source docs of web/0 is paused"),
         (lambda agent: change(agent, paused=True), (), "no source that could be backed up"),

@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.db import DatabaseError
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
-from turku_core.api import health
+from turku_core.api import health, operations
 from turku_core.api.health import State, as_json, fleet_health, render
 from turku_core.api.models import Snapshot, SnapshotState
 from turku_core.errors import TurkuError
@@ -197,9 +197,9 @@ def test_what_is_retired_or_paused_is_silent_but_counted(
     snapshot(world, agent, unit, state=SnapshotState.DAMAGED)
     later = world.pass_time(days=9)
     assert fleet_health(later).state is State.CRITICAL
-    agent.row.pause()
+    operations.pause(agent.row)
     other.row.retire(later)
-    unit.row.pause()
+    operations.pause(unit.row)
     found = fleet_health(later)
     assert render(found).startswith("TURKU OK: 0 sources of 0 machines, 2 paused | ")
     assert "paused=2;;;0" in found.performance

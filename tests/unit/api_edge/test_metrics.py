@@ -12,6 +12,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
+from turku_core.api import operations
 from turku_core.api.metrics import metrics_text
 from turku_core.api.models import Machine, RegistrationKey, Snapshot, SnapshotState, StorageUnit
 
@@ -108,7 +109,7 @@ def test_what_was_never_backed_up_has_no_time_of_a_success(world: World, unit: U
 def test_what_is_not_wanted_is_silent(world: World, agent: AgentCaller, change: str) -> None:
     machine = agent.row
     if change == "paused":
-        machine.pause()
+        operations.pause(machine)
     elif change == "retired":
         machine.retire(world.now)
     else:

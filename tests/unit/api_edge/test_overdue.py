@@ -11,6 +11,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from tests.support.api_world import AgentCaller, UnitCaller, World
+from turku_core.api import operations
 from turku_core.api.models import Source
 from turku_core.api.overdue import Behind, Kind, find_behind, first_line
 
@@ -141,15 +142,15 @@ def test_what_is_retired_or_paused_is_silent(world: World, unit: UnitCaller) -> 
     later = world.pass_time(days=5)
     assert len(find_behind(later)) == 1
 
-    agent.source().pause()
+    operations.pause(agent.source())
     assert find_behind(later) == []
-    agent.source().resume(later)
-    agent.row.pause()
+    operations.resume(agent.source(), later)
+    operations.pause(agent.row)
     assert find_behind(later) == []
-    agent.row.resume(later)
-    unit.row.pause()
+    operations.resume(agent.row, later)
+    operations.pause(unit.row)
     assert find_behind(world.pass_time(days=3)) == []
-    unit.row.resume()
+    operations.resume(unit.row, later)
     assert len(find_behind(world.now)) == 1
     agent.row.retire(world.now)
     assert find_behind(world.now) == []
@@ -159,8 +160,8 @@ def test_a_window_that_went_by_during_a_pause_was_not_missed(
     world: World, unit: UnitCaller
 ) -> None:
     agent = backed_up_agent(world, unit, frequency="daily, 1200-1300")
-    agent.row.pause()
-    agent.row.resume(world.pass_time(days=4))
+    operations.pause(agent.row)
+    operations.resume(agent.row, world.pass_time(days=4))
     assert find_behind(world.now) == []
 
 

@@ -86,20 +86,6 @@ class Machine(models.Model):
         """Whether both sides want the machine backed up, so that storage units know its key."""
         return self.active and self.published
 
-    def pause(self) -> None:
-        """Make no more backups until `resume`; sessions that run are let end."""
-        self.paused = True
-        self.next_due_at = None
-        self.save(update_fields=["paused", "next_due_at"])
-
-    def resume(self, now: datetime) -> None:
-        """Make backups again, on schedule; windows that went by meanwhile were not missed."""
-        from turku_core.api import due
-
-        self.paused = False
-        self.save(update_fields=["paused"])
-        due.begin_again(self, now)
-
     def retire(self, now: datetime, *, withdrawn: bool = False) -> None:
         """Let the machine go: no more calls, sessions or alerts; its backups stay.
 
@@ -112,17 +98,6 @@ class Machine(models.Model):
         self.retired_at = now
         self.next_due_at = None
         self.save(update_fields=["active", "withdrawn", "retired_at", "next_due_at"])
-
-    def reinstate(self, now: datetime) -> None:
-        """Take back a machine that was retired or deactivated."""
-        from turku_core.api import due
-
-        self.active = True
-        self.withdrawn = False
-        self.retired_at = None
-        self.full_clean()
-        self.save(update_fields=["active", "withdrawn", "retired_at"])
-        due.begin_again(self, now)
 
 
 class Assignment(models.Model):
@@ -229,32 +204,3 @@ class Source(models.Model):
 
     def __str__(self) -> str:
         return f"{self.machine}: {self.name}"
-
-    def pause(self) -> None:
-        """Make no more backups of it until `resume`; a session that runs is let end."""
-        from turku_core.api import due
-
-        self.paused = True
-        self.next_due_at = None
-        self.save(update_fields=["paused", "next_due_at"])
-        due.refresh_machine(self.machine)
-
-    def resume(self, now: datetime) -> None:
-        """Make backups of it again; windows that went by meanwhile were not missed."""
-        from turku_core.api import due
-
-        self.paused = False
-        self.since = now
-        self.save(update_fields=["paused", "since"])
-        due.refresh(self, now)
-        due.refresh_machine(self.machine)
-
-    def request_backup(self, now: datetime) -> None:
-        """Make it due once, outside its schedule and whatever its pauses after failures."""
-        from turku_core.api import due
-
-        self.due_now = True
-        self.failures = 0
-        self.save(update_fields=["due_now", "failures"])
-        due.refresh(self, now)
-        due.refresh_machine(self.machine)

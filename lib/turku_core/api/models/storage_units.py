@@ -96,13 +96,3 @@ class StorageUnit(models.Model):
         self.active = True
         self.withdrawn = False
         self.save(update_fields=["active", "withdrawn"])
-
-    def pause(self) -> None:
-        """Send no more backups here until `resume`; sessions that run are let end."""
-        self.paused = True
-        self.save(update_fields=["paused"])
-
-    def resume(self) -> None:
-        """Send backups here again."""
-        self.paused = False
-        self.save(update_fields=["paused"])

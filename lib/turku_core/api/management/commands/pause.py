@@ -8,6 +8,7 @@ from django.core.management.base import CommandParser
 
 from turku_core.api.management.command import ReportingCommand
 from turku_core.api.management.pausing import add_subject, find_subject
+from turku_core.api.operations import pause
 from turku_core.commandline import print_json
 
 
@@ -24,7 +25,7 @@ class Command(ReportingCommand):
     def handle(self, **options: Any) -> None:
         """Pause it; sessions that run are let end."""
         subject = find_subject(options["kind"], options["names"])
-        subject.pause()
+        pause(subject)
         if options["json"]:
             print_json({"kind": options["kind"], "name": str(subject), "paused": True})
         else:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import CommandParser
 
 from turku_core.api import clock
 from turku_core.api.management.command import ReportingCommand
-from turku_core.api.operations import NotPossible, find_machine
+from turku_core.api.operations import find_machine, reinstate
 from turku_core.commandline import print_json
 
 
@@ -26,12 +25,7 @@ class Command(ReportingCommand):
     def handle(self, **options: Any) -> None:
         """Take it back, unless its SSH key is another machine's by now."""
         machine = find_machine(options["machine"])
-        try:
-            machine.reinstate(clock.now())
-        except ValidationError as error:
-            raise NotPossible(
-                f"{machine.unit_name} can't be taken back: {' '.join(error.messages)}"
-            ) from error
+        reinstate(machine, clock.now())
         if options["json"]:
             print_json({"machine": machine.uuid, "active": True})
         else:

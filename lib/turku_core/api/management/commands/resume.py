@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 from turku_core.api import clock
 from turku_core.api.management.command import ReportingCommand
 from turku_core.api.management.pausing import add_subject, find_subject
-from turku_core.api.models import StorageUnit
+from turku_core.api.operations import resume
 from turku_core.commandline import print_json
 
 
@@ -26,10 +26,7 @@ class Command(ReportingCommand):
     def handle(self, **options: Any) -> None:
         """Resume it; what went by meanwhile was not missed."""
         subject = find_subject(options["kind"], options["names"])
-        if isinstance(subject, StorageUnit):
-            subject.resume()
-        else:
-            subject.resume(clock.now())
+        resume(subject, clock.now())
         if options["json"]:
             print_json({"kind": options["kind"], "name": str(subject), "paused": False})
         else:
