@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Callable
 
-from turku_core.errors import DONE, FAILED, ConfigurationError
+from turku_core.errors import DONE, FAILED, ConfigurationError, TurkuError
 from turku_core.metrics.exposition import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ def answer(connection: socket.socket, make_text: Callable[[], str]) -> int:
     else:
         try:
             content_type, text = CONTENT_TYPE, make_text()
-        except Exception:
-            logger.exception("the metrics can't be made")
+        except Exception as error:
+            known = isinstance(error, TurkuError)
+            logger.error("the metrics can't be made: %s", error, exc_info=not known)
             code, status, content_type = FAILED, "500 Internal Server Error", _PLAIN
             text = "The metrics can't be made: see the journal.\n"
     body = text.encode("utf-8", "replace")

@@ -111,4 +111,14 @@ def test_an_error_is_for_the_log_and_not_for_the_one_who_asks(
     assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
     assert b"secret-host" not in answer
     assert "secret-host" in caplog.text
+    assert "Traceback" not in caplog.text
     assert code == 1
+
+
+def test_an_error_that_nobody_foresaw_is_in_the_log_with_its_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer, _ = asked(b"GET /metrics HTTP/1.1\r\n\r\n", lambda: str(1 / 0))
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert "ZeroDivisionError" in caplog.text

@@ -46,6 +46,9 @@ ExecStart=/usr/bin/true metrics --http
 StandardInput=socket
 StandardOutput=journal
 StandardError=journal
+# That a scrape came is no news; what the program says of it is.
+LogLevelMax=notice
+SyslogLevel=warning
 RuntimeMaxSec=60
 UMask=0077
 Nice=10
