@@ -19,6 +19,7 @@ from turku_core.agent.processes import Stop
 from turku_core.agent.settings import Locations
 from turku_core.agent.sources import load_sources
 from turku_core.agent.status import ask_status
+from turku_core.configuration import ensure_private_folder
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, TurkuError
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
@@ -60,6 +61,7 @@ def back_up_now(
     before = ask_status(client, identity, locations, now).sources
     wanted = _ask(client, identity, names)
     deadline = time.monotonic() + WAIT_SECONDS
+    ensure_private_folder(locations.run)
     with _turn(locations.run / "ping.lock", deadline):
         stop = Stop()
         sessions = Sessions(locations, identity, stop)

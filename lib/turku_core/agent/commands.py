@@ -448,7 +448,6 @@ def _backup_now(arguments: argparse.Namespace) -> int:
     from turku_core.agent.backup_now import back_up_now
     from turku_core.agent.identity import load_identity
     from turku_core.agent.status import mark_old
-    from turku_core.configuration import ensure_private_folder
 
     try:
         names = fields.items(arguments.sources, "--source", fields.name, fields.SOURCES_MAX)
@@ -457,7 +456,6 @@ def _backup_now(arguments: argparse.Namespace) -> int:
     locations = Locations(arguments.root)
     settings = _settings(locations)
     identity = load_identity(locations)
-    ensure_private_folder(locations.run)
     code, outcomes = back_up_now(locations, identity, _client(settings), names)
     mark_old(locations)
     _print_outcomes(outcomes, as_json=arguments.json)
