@@ -28,6 +28,9 @@ KEY_FETCHED_WITHIN = timedelta(seconds=5)
 SLOT_FREE_WITHIN = timedelta(minutes=1)
 """When to ask again for what waits for another machine's session to end."""
 
+UNIT_REGISTERS_WITHIN = timedelta(seconds=30)
+"""When to ask again in a new Turku, which may have machines before its first storage unit."""
+
 
 @dataclass(frozen=True)
 class Obstacle:
@@ -82,6 +85,8 @@ def hand_out(machine_id: int, now: datetime, session_with: StorageUnit | None = 
                 handed_out.append(source)
         due.refresh_machine(machine)
     pauses = [each.come_back for each in obstacles.values() if each and each.come_back]
+    if not units and not StorageUnit.objects.exists():
+        pauses.append(UNIT_REGISTERS_WITHIN)
     return HandedOut(handed_out, min(pauses, default=None))
 
 

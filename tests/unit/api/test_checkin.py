@@ -218,9 +218,21 @@ def test_who_waits_for_its_storage_unit_is_asked_to_come_back_soon(world: World)
     assert list(other.check_in()) == ["docs"]
 
 
-@pytest.mark.parametrize("obstacle", ["unit paused", "no unit", "nothing due"])
+def test_a_new_turku_s_machines_come_back_until_its_first_storage_unit_is_there(
+    world: World,
+) -> None:
+    agent = world.agent()
+    assert come_back_seconds(agent) == 30
+    unit = world.unit()
+    assert come_back_seconds(agent) == 5
+    unit.update()
+    assert list(agent.check_in()) == ["docs"]
+
+
+@pytest.mark.parametrize("obstacle", ["unit paused", "no room", "nothing due"])
 def test_who_waits_for_a_person_comes_back_at_its_own_time(world: World, obstacle: str) -> None:
-    if obstacle == "no unit":
+    if obstacle == "no room":
+        world.unit(space_available=1)
         assert come_back_seconds(world.agent()) is None
         return
     unit, agent = world.unit(), world.agent()
