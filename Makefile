@@ -33,11 +33,11 @@ demo: local-packages $(VENV)/.ready-local  ## Back up a real tree on this machin
 	@$(BIN)/turku-local demo $(if $(SOURCE),--source '$(SOURCE)')
 
 .PHONY: test
-test: test-packages $(VENV)/.ready-dev charmcraft  ## Lint, then run every test; the last line counts them
+test: test-packages $(VENV)/.ready-dev other-environments  ## Lint, then run every test; the last line counts them
 	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py lint unit integration
 
-integration: charmcraft
+integration: other-environments
 .PHONY: lint unit integration
 lint unit integration: test-packages $(VENV)/.ready-dev  ## Only that part of `make test`
 	@$(COMPILE)
@@ -75,10 +75,18 @@ $(VENV)/.ready-dev: requirements/dev.txt lib/pyproject.toml tools/make-venv
 	@PYTHON='$(PYTHON)' tools/make-venv $(VENV) requirements/dev.txt
 	@touch $@ $(VENV)/.ready-local
 
-# charmcraft in an environment of its own, for the test that packs with it.
-.PHONY: charmcraft
-charmcraft: test-packages $(VENV)/.ready-dev
+# Environments that can't be the tests' own: charmcraft's, for the test that packs with it, and that
+# of the tests on a Juju controller.
+.PHONY: other-environments
+other-environments: test-packages $(VENV)/.ready-dev $(VENV)/juju/.ready
 	@PIP='$(BIN)/python -m pip' tools/make-charmcraft $(VENV)/charmcraft
+
+$(VENV)/juju/.ready: requirements/juju.txt | $(VENV)/.ready-dev
+	@echo 'Installing $< into $(@D)'
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python \
+	    install -qq --require-hashes -r $<
+	@touch $@
 
 # The lock files, for every Python from 3.10 on. Each release of a dependency is pinned by hash.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
@@ -93,7 +101,9 @@ lock:  ## Bring the lock files up to date (needs an environment made by `make li
 	$(LOCK) --extra agent --extra storage --extra api lib/pyproject.toml requirements/local.in \
 	    -c requirements/dev.txt -o requirements/local.txt
 	$(LOCK) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
-	$(LOCK) requirements/charmcraft.in -o requirements/charmcraft.txt
+	for name in charmcraft juju; do \
+	    $(LOCK) requirements/$$name.in -o requirements/$$name.txt || exit; \
+	done
 	for role in agent storage api; do \
 	    $(LOCK) --extra $$role lib/pyproject.toml -c requirements/dev.txt -o requirements/$$role.txt \
 	    && $(LOCK) --extra $$role --extra charm lib/pyproject.toml charms/turku-$$role/requirements.in \
