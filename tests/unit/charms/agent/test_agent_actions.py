@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ops import testing
 
-from tests.unit.charms.agent.conftest import AgentUnit
+from tests.support.agent_unit import AgentUnit
 from turku_charm.workload import Workload
 
 SNAPSHOT = {

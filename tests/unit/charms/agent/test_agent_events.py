@@ -9,7 +9,7 @@ import shutil
 import pytest
 from ops import testing
 
-from tests.unit.charms.agent.conftest import KEY, AgentUnit, Host
+from tests.support.agent_unit import KEY, AgentUnit, Host
 
 OPTION = "etc: {path: /etc}\n"
 

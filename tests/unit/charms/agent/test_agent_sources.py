@@ -10,7 +10,7 @@ import pytest
 from ops import testing
 
 from agent_sources import Place, resolve
-from tests.unit.charms.agent.conftest import AgentUnit, Host
+from tests.support.agent_unit import AgentUnit, Host
 from turku_core.relations import PrincipalSources
 
 

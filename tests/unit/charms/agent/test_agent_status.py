@@ -13,7 +13,7 @@ import pytest
 from ops import testing
 
 from agent_status import unit_status
-from tests.unit.charms.agent.conftest import AgentUnit
+from tests.support.agent_unit import AgentUnit
 from turku_charm.statuses import Blocked, NotReady
 from turku_core.agent.status import Status
 from turku_core.errors import TurkuError

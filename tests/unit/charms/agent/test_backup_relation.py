@@ -12,7 +12,7 @@ from ops import testing
 
 from backup_hooks import make_hook
 from backup_request import own_path, source_name
-from tests.unit.charms.agent.conftest import AgentUnit, Host
+from tests.support.agent_unit import AgentUnit, Host
 from turku_core.relations import BackupRequest
 
 

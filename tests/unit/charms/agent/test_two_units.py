@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent_machine import Claim, Machine, carrier, speaker
-from tests.unit.charms.agent.conftest import AgentUnit, Host
+from tests.support.agent_unit import AgentUnit, Host
 from turku_charm.workload import Workload, WorkloadError
 from turku_core.errors import TurkuError
 
