@@ -49,6 +49,7 @@ class TurkuStorageCharm(ops.CharmBase):
         self._service = Service(self.charm_dir, self.root)
         self._problems: list[TurkuError] = []
         self._volumes: tuple[UnitVolume, ...] = ()
+        self._explained: set[str] = set()  # the volumes whose absence has a reason in _problems
         self._has_looked = False
         on = self.on
         for event in (
@@ -113,7 +114,8 @@ class TurkuStorageCharm(ops.CharmBase):
         except TurkuError as error:
             event.add_status(status_of(error))
             return
-        for status in storage_status.statuses(usage, on_root_disk(self._volumes)):
+        root_disk = on_root_disk(self._volumes)
+        for status in storage_status.statuses(usage, root_disk, self._explained):
             event.add_status(status)
 
     # Actions
@@ -217,6 +219,8 @@ class TurkuStorageCharm(ops.CharmBase):
         left, _ = lvm.ensure(
             self.root / HOME / BLOCK, self.root / "etc/fstab", devices, before=before
         )
+        if left.waiting or left.problems:
+            self._explained.add(BLOCK)
         self._problems += [NotReady(sentence) for sentence in left.waiting]
         self._problems += [Blocked(sentence) for sentence in left.problems]
 
@@ -229,6 +233,7 @@ class TurkuStorageCharm(ops.CharmBase):
         in_use = self._service.volumes_in_use()
         self._volumes = choose(self.root, attached, in_use, former)
         self._problems += [Blocked(sentence) for sentence in detached(self._volumes)]
+        self._explained |= {volume.name for volume in self._volumes if not volume.is_attached}
         for volume in self._volumes:
             if volume.path.is_mount() or not volume.mount_required:
                 self._service.give_to(owner, volume.path)

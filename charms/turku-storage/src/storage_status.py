@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ops
@@ -15,16 +15,22 @@ _OF_THE_API = ("config", "reports")
 """The worker's loops that talk to the API: what is wrong with them, time mends, or the API."""
 
 
-def statuses(usage: Mapping[str, Any], on_root_disk: bool) -> list[ops.StatusBase]:
+def statuses(
+    usage: Mapping[str, Any], on_root_disk: bool, explained: Collection[str] = ()
+) -> list[ops.StatusBase]:
     """Return what there is to say; Juju shows the worst.
 
     Args:
         usage: What the program answered.
         on_root_disk: New backups go to the root disk.
+        explained: The volumes of which it has been said already why they aren't mounted.
     """
     found: list[ops.StatusBase] = []
     later = [_loop_problem(usage, name) for name in _OF_THE_API]
+    known = tuple(f"Volume {name!r}:" for name in explained)
     for problem in usage["problems"]:
+        if problem.startswith(known):
+            continue
         kind = ops.WaitingStatus if problem in later else ops.BlockedStatus
         found.append(kind(one_line(problem)))
     remark = [ON_ROOT_DISK] if on_root_disk else []

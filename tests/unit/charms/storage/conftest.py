@@ -133,7 +133,7 @@ class Unit:
         kind, index = name.split("/")
         storage = testing.Storage(kind, index=int(index))
         self.locations[name] = location
-        self.state = replace(self.state, storages=[*self.state.storages, storage])
+        self.state = replace(self.state, storages=frozenset({*self.state.storages, storage}))
         if hook:
             self.run(self.on.storage_attached(storage))
         return storage
@@ -141,8 +141,7 @@ class Unit:
     def detach(self, storage: testing.Storage) -> None:
         """Run the hook of a storage that goes, and let it be gone."""
         self.run(self.on.storage_detaching(storage))
-        left = [each for each in self.state.storages if each != storage]
-        self.state = replace(self.state, storages=left)
+        self.state = replace(self.state, storages=self.state.storages - {storage})
 
     def act(self, name: str, **params: Any) -> Any:
         """Run an action and return what it answered as data; `text` has what people read."""
@@ -169,6 +168,12 @@ class Unit:
         [found] = self.state.get_relations("api")
         assert isinstance(found, testing.Relation)
         return found
+
+    @property
+    def published(self) -> dict[str, str]:
+        """What the unit says over the relation to the API."""
+        data: Any = self.relation.local_unit_data
+        return dict(data)
 
     @property
     def others(self) -> list[testing.RelationBase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ops import testing
@@ -73,7 +74,7 @@ def test_the_unit_registers_with_the_relations_key_and_says_over_the_relation_wh
 ) -> None:
     first = api.calls("storage_update_config")[0]
     assert first["auth"] == {"name": "storages-3", "secret": KEY}
-    said = StorageUnit.from_databag(served.relation.local_unit_data)
+    said = StorageUnit.from_databag(served.published)
     assert said is not None
     assert (said.name, said.ssh_host, said.ssh_port) == (
         first["storage"]["name"], "192.0.2.0", 22,
@@ -90,12 +91,12 @@ def test_a_second_look_changes_nothing(served: Unit, systemd: Systemd, api: Stan
         return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
 
     files, asked, calls = everything(), list(systemd.asked), len(api.requests)
-    data = served.relation.local_unit_data
+    data = served.published
     served.run(served.on.update_status())
     served.run(served.on.config_changed())
     assert everything() == files
     assert (systemd.asked, len(api.requests)) == (asked, calls)
-    assert served.relation.local_unit_data == data
+    assert served.published == data
 
 
 def test_a_changed_option_reaches_the_worker_which_begins_anew_once(
@@ -115,7 +116,7 @@ def test_a_changed_option_reaches_the_worker_which_begins_anew_once(
         "ssh_ping_host": "Storage.Example.com", "log_level": "debug",
     }  # fmt: skip
     assert systemd.asked == [f"restart {WORKER}"] * 2
-    assert served.relation.local_unit_data["ssh_host"] == "storage.example.com"
+    assert served.published["ssh_host"] == "storage.example.com"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_an_operators_file_comes_before_the_charms(served: Unit, systemd: System
     file = served.config_folder / "95-more.yaml"
     file.write_text("ssh_ping_port: 2222\n")
     served.run(served.on.update_status())
-    assert served.relation.local_unit_data["ssh_port"] == "2222"
+    assert served.published["ssh_port"] == "2222"
     assert served.state.opened_ports == {testing.TCPPort(2222)}
     assert systemd.asked == [f"restart {WORKER}"] * 2
     file.write_text("ssh_ping_port: none\n")
@@ -198,7 +199,7 @@ def test_an_api_that_was_there_before_the_unit_is_used_from_the_start(
     secret = testing.Secret({"secret": KEY}, id="secret:abc")
     unit.run(unit.on.install(), relations=[relation], secrets=[secret])
     assert systemd.running == {WORKER}
-    assert unit.relation.local_unit_data["name"]
+    assert unit.published["name"]
 
 
 def test_a_rotated_key_is_taken_up(served: Unit) -> None:
@@ -248,7 +249,7 @@ def test_when_the_api_goes_the_unit_keeps_serving_what_it_has(
 
 
 def test_another_api_takes_the_place_of_the_first(served: Unit, api: StandInApi) -> None:
-    name = served.relation.local_unit_data["name"]
+    name = served.published["name"]
     served.run(served.on.relation_broken(served.relation))
     served.state = testing.State(stored_states=served.state.stored_states)
     served.relate(ApiAccess(("https://198.51.100.7/v1",), None, "storages-9", "secret:abc"))
@@ -257,7 +258,7 @@ def test_another_api_takes_the_place_of_the_first(served: Unit, api: StandInApi)
         ["https://198.51.100.7/v1"], "storages-9",
     )  # fmt: skip
     assert "api_ca_certificate" not in written
-    assert served.relation.local_unit_data["name"] == name
+    assert served.published["name"] == name
 
 
 def test_what_the_api_says_is_checked(unit: Unit) -> None:
@@ -281,10 +282,10 @@ def test_what_the_api_says_is_checked(unit: Unit) -> None:
 def test_changed_host_keys_are_published_and_sent_on_update_status(unit: Unit) -> None:
     unit.install()
     unit.relate()
-    before = unit.relation.local_unit_data["ssh_host_keys"]
+    before = unit.published["ssh_host_keys"]
     key = unit.make_host_key()
     unit.run(unit.on.update_status())
-    after = unit.relation.local_unit_data["ssh_host_keys"]
+    after = unit.published["ssh_host_keys"]
     assert after != before
     assert json.loads(after) == [key]
 
@@ -296,7 +297,7 @@ def test_a_changed_address_is_published_and_sent(
         "api", bind_addresses=[], ingress_addresses=["2001:db8::7", "192.0.2.7"]
     )
     served.run(served.on.config_changed(), networks=[network])
-    assert served.relation.local_unit_data["ssh_host"] == "2001:db8::7"
+    assert served.published["ssh_host"] == "2001:db8::7"
     last = api.calls("storage_update_config")[-1]
     assert last["storage"]["ssh_ping_host"] == "2001:db8::7"
 
@@ -354,7 +355,7 @@ def test_a_hook_killed_before_the_restart_lets_the_next_one_restart(
 
     with monkeypatch.context() as patched:
         patched.setattr("turku_charm.host.restart", killed)
-        with pytest.raises(BaseException, match="") as raised:
+        with pytest.raises(KilledError):
             served.context.run(
                 served.on.config_changed(),
                 testing.State(
@@ -364,7 +365,6 @@ def test_a_hook_killed_before_the_restart_lets_the_next_one_restart(
                     stored_states=served.state.stored_states,
                 ),
             )
-        assert "KilledError" in repr(raised.value) + repr(raised.value.__cause__)
     assert served.configuration()["slots"] == 2
     served.run(served.on.config_changed(), config={"slots": 2})
     assert systemd.asked == [f"restart {WORKER}"] * 2
@@ -390,7 +390,7 @@ def test_metrics_are_listened_for_while_somebody_collects_them(served: Unit) -> 
     assert served.configuration()["metrics_listen"] == "127.0.0.1:9522"
     socket = served.root / "etc/systemd/system/turku-storage-metrics.socket"
     assert socket.is_file()
-    published = served.state.get_relation(relation.id).local_unit_data
+    published: Any = served.state.get_relation(relation.id).local_unit_data
     assert json.loads(published["config"])["metrics_scrape_jobs"]
     left = [each for each in served.state.relations if each.endpoint == "api"]
     served.run(served.on.update_status(), relations=left)
