@@ -53,19 +53,22 @@ def _config(charm: ops.CharmBase) -> dict[str, Any]:
         "metrics_alert_rules": alert_rules(charm.charm_dir / RULES, _topology(charm)),
         "log_alert_rules": {},
         "dashboards": [_encoded(path) for path in sorted(DASHBOARDS.glob("*.json"))],
-        "metrics_scrape_jobs": [_scrape_job(charm.meta.name)],
+        "metrics_scrape_jobs": [_scrape_job(charm.meta.name, charm.unit.name)],
         "log_slots": [],
     }
 
 
-def _scrape_job(charm_name: str) -> dict[str, Any]:
-    # Each scrape is a process of its own: it may take a moment on a busy machine.
+def _scrape_job(charm_name: str, unit: str) -> dict[str, Any]:
+    # Each scrape is a process of its own: it may take a moment on a busy machine. Without an
+    # instance of our own, every machine's would be the same loopback address.
     return {
         "job_name": charm_name,
         "metrics_path": "/metrics",
         "scrape_interval": "1m",
         "scrape_timeout": "30s",
-        "static_configs": [{"targets": [f"127.0.0.1:{PORTS[charm_name]}"]}],
+        "static_configs": [
+            {"targets": [f"127.0.0.1:{PORTS[charm_name]}"], "labels": {"instance": unit}}
+        ],
     }
 
 

@@ -103,7 +103,7 @@ def test_the_collector_finds_the_job_the_rules_and_the_dashboard(root: Path) -> 
             "metrics_path": "/metrics",
             "scrape_interval": "1m",
             "scrape_timeout": "30s",
-            "static_configs": [{"targets": ["127.0.0.1:9522"]}],
+            "static_configs": [{"targets": ["127.0.0.1:9522"], "labels": {"instance": "store/0"}}],
         }
     ]
     assert config["metrics_alert_rules"] == {
