@@ -53,8 +53,11 @@ async def test_a_backup_at_once_is_on_the_record(model: Model) -> None:
     assert {name: source["outcome"] for name, source in done["sources"].items()} == {
         "etc": "success"
     }
-    assert (await model.run("turku-api/0", "list-backups"))["backups"]
-    assert len((await model.run("turku-api/0", "list-machines"))["machines"]) == 2
+    machines = (await model.run("turku-api/0", "list-machines"))["machines"]
+    assert len(machines) == 2
+    for machine in machines:
+        found = await model.run("turku-api/0", "list-backups", f"machine={machine['uuid']}")
+        assert found["backups"]
 
 
 async def test_a_file_that_was_lost_comes_back(model: Model) -> None:
@@ -62,6 +65,20 @@ async def test_a_file_that_was_lost_comes_back(model: Model) -> None:
     await model.execute("ubuntu/0", "rm /etc/turku-was-here")
     await model.run(agent, "restore", "source=etc", 'paths=["turku-was-here"]', "in-place=true")
     assert (await model.execute("ubuntu/0", "cat /etc/turku-was-here")).strip() == "first"
+
+
+async def test_the_api_restores_one_machine_s_data_onto_another(model: Model) -> None:
+    agents = [await agent_of(model, unit) for unit in ("ubuntu/0", "late/0")]
+    uuids = [
+        (await model.run(agent, "list-snapshots"))["snapshots"][0]["machine"] for agent in agents
+    ]
+    target = "/var/lib/turku-agent/restore/from-another"
+    await model.run(
+        "turku-api/0", "restore", f"machine={uuids[0]}", f"to-machine={uuids[1]}", "source=etc",
+        'paths=["turku-was-here"]', f"target={target}", "wait=600",
+    )  # fmt: skip
+    restored = await model.execute("late/0", f"cat {target}/turku-was-here")
+    assert restored.strip() == "first"
 
 
 async def test_expiry_says_what_it_would_do_and_keeps_the_newest(model: Model) -> None:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.juju import is_active, units_of, why_there_is_no_controller
 
@@ -80,6 +83,41 @@ def test_with_a_controller_every_test_is_collected_to_run(tmp_path: Path) -> Non
     said = run_juju_tests(f"{bin_folder}:/usr/bin:/bin", "--collect-only", "-q")
     assert "test_the_bundle_deploys_and_becomes_active" in said
     assert "skipped" not in said
+
+
+def runs_of_actions() -> list[tuple[str, list[str]]]:
+    """Return the actions that the tests on a controller run, each with its parameters' names."""
+    module = ast.parse((TREE / "tests/juju/test_deployment.py").read_text("utf-8"))
+    calls = [
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "run"
+    ]
+    found = []
+    for call in calls:
+        # The text of an f-string begins with its parameter's name.
+        first = [word.values[0] if isinstance(word, ast.JoinedStr) else word for word in call.args]
+        words = [str(word.value) for word in first[1:] if isinstance(word, ast.Constant)]
+        found.append((words[0], [word.partition("=")[0] for word in words[1:]]))
+    return found
+
+
+def test_the_tests_on_a_controller_run_actions_that_the_charms_have() -> None:
+    actions: dict[str, list[dict[str, Any]]] = {}
+    for path in TREE.glob("charms/*/charmcraft.yaml"):
+        for name, action in yaml.safe_load(path.read_text("utf-8"))["actions"].items():
+            actions.setdefault(name, []).append(action)
+    runs = runs_of_actions()
+    assert len(runs) > 8
+    for name, given in runs:
+        fitting = [
+            action
+            for action in actions.get(name, [])
+            if set(action.get("required", [])) <= set(given) <= set(action.get("params", {}))
+        ]
+        assert fitting, f"no charm has an action {name} that takes {given}"
 
 
 def test_subordinates_are_found_beside_their_principals() -> None:
