@@ -17,7 +17,7 @@ from turku_charm.workload import Workload
 from turku_core import __file__ as library
 from turku_core.api.install import SERVICE, TIMER, USER, ensure_user, give_folders
 from turku_core.configuration import write_durably
-from turku_core.errors import TurkuError
+from turku_core.errors import ConfigurationError, TurkuError
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,12 @@ class Service:
 
     def has_tables(self) -> bool:
         """Say whether the configured database was ever Turku's. Raises TurkuError."""
+        try:
+            self.programs.run_json(PROGRAM, "list-storages")
+        except ConfigurationError:
+            pass  # It answers, and lacks migrations: some of them, or all.
+        else:
+            return True
         listed = self.programs.run(PROGRAM, "showmigrations", "turku_api", "--plan")
         return any(line.startswith("[X]") for line in listed.splitlines())
 

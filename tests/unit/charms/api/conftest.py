@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,17 @@ from tests.support.charms import CHARMS, load_charm
 from tests.support.workload import use_this_environment
 from turku_charm import host
 from turku_charm.programs import Programs
+from turku_core.errors import TurkuError
 from turku_core.relations import ApiAccess
 
 CHARM = load_charm("turku-api")
 DATA = testing.Storage("data")
+
+
+def content(secret: testing.Secret) -> dict[str, str]:
+    """Return the newest content of a secret; ops.testing doesn't say of which type it is."""
+    newest: Any = secret.latest_content
+    return dict(newest)
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Systemd:
         """Start a service, unless the test says why it can't be."""
         self.asked.append(f"restart {service}")
         if self.fails is not None:
-            raise host.TurkuError(self.fails)
+            raise TurkuError(self.fails)
         self.running.add(service)
 
     def stop(self, service: str) -> None:
@@ -65,11 +71,16 @@ class Api:
 
     def __post_init__(self) -> None:
         """Make the context, which loads the charm's own metadata."""
+        # What ops.testing writes into a charm's folder must not be written into ours.
+        folder = self.root / "charm"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "src").exists():
+            (folder / "src").symlink_to(CHARMS / "turku-api/src")
         charm_type = type("Charm", (CHARM.TurkuApiCharm,), {"root": self.root})
         self.context: testing.Context[ops.CharmBase] = testing.Context(
             charm_type,
             meta=_yaml("charmcraft.yaml"),
-            charm_root=CHARMS / "turku-api",
+            charm_root=folder,
             unit_id=self.unit,
             app_name="turku-api",
         )
@@ -80,7 +91,7 @@ class Api:
         self.state = self.context.run(event, replace(self.state, **changes))
         return self.state
 
-    def act(self, name: str, **params: Any) -> dict[str, Any]:
+    def act(self, name: str, /, **params: Any) -> dict[str, Any]:
         """Run an action and return what it answered as data; `text` has what people read."""
         named = {key.replace("_", "-"): value for key, value in params.items()}
         self.run(self.on.action(name, params=named))
@@ -88,7 +99,7 @@ class Api:
         self.text = str(results.get("result", ""))
         return dict(json.loads(str(results["json"])))
 
-    def failure(self, name: str, **params: Any) -> str:
+    def failure(self, name: str, /, **params: Any) -> str:
         """Run an action that fails, and return its sentence."""
         named = {key.replace("_", "-"): value for key, value in params.items()}
         with pytest.raises(testing.ActionFailed) as failed:
@@ -107,7 +118,9 @@ class Api:
             }
 
         with mock.patch.object(_runtime.Runtime, "_get_event_env", with_own_unit):
-            self.run(self.on.relation_departed(relation, remote_unit=0, departing_unit=0))
+            units = relation.peers_data if relation.endpoint == "cluster" else (0,)
+            remote = next(iter(units))
+            self.run(self.on.relation_departed(relation, remote_unit=remote))
 
     @property
     def status(self) -> tuple[str, str]:
@@ -144,9 +157,18 @@ class Api:
         assert access is not None
         return access
 
+    @property
+    def peers(self) -> Any:
+        """Return the peer relation as the last hook left it."""
+        return next(each for each in self.state.relations if each.endpoint == "cluster")
+
     def secret_of(self, relation: testing.RelationBase) -> testing.Secret:
         """Return the secret of a relation's registration key."""
         return self.state.get_secret(label=f"{relation.endpoint}-{relation.id}")
+
+    def content_of(self, relation: testing.RelationBase) -> dict[str, str]:
+        """Return the newest content of the secret of a relation's registration key."""
+        return content(self.secret_of(relation))
 
     def with_relations(self, *relations: testing.RelationBase) -> dict[str, Any]:
         """Return the change of the state that adds or replaces relations."""
@@ -169,10 +191,10 @@ class Api:
         self.run(self.on.start())
 
 
-def _yaml(name: str) -> Mapping[str, Any]:
+def _yaml(name: str) -> dict[str, Any]:
     import yaml
 
-    values: Mapping[str, Any] = yaml.safe_load((CHARMS / "turku-api" / name).read_text("utf-8"))
+    values: dict[str, Any] = yaml.safe_load((CHARMS / "turku-api" / name).read_text("utf-8"))
     return values
 
 
@@ -214,6 +236,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Api:
 @pytest.fixture
 def serving(started: Api, tmp_path: Path, systemd: Systemd) -> Api:
     """A leader that serves from SQLite."""
-    shutil.copytree(started.root, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(started.root, tmp_path, dirs_exist_ok=True, symlinks=True)
     systemd.running |= started.systemd.running
     return Api(tmp_path, systemd, state=started.state)

@@ -88,7 +88,7 @@ def test_two_relations_have_two_keys(serving: Api) -> None:
     first, second = agents(), storages()
     serving.run(serving.on.relation_created(first), **serving.with_relations(first))
     serving.run(serving.on.relation_created(second), **serving.with_relations(second))
-    contents = {str(serving.secret_of(each).latest_content) for each in (first, second)}
+    contents = {str(serving.content_of(each)) for each in (first, second)}
     assert len(contents) == 2
     kinds = {key["name"]: key["kind"] for key in serving.ask("list-registration-keys")}
     assert kinds == {f"agents-{first.id}": "machine", f"storages-{second.id}": "storage"}
@@ -177,7 +177,7 @@ def test_our_own_unit_that_leaves_retires_nobody_and_revokes_nothing(serving: Ap
     serving.run(serving.on.relation_broken(serving.relation(relation)))
     assert machine_states(serving)[UUID] != "retired"
     assert serving.keys() == {f"agents-{relation.id}": "active"}
-    assert serving.secret_of(relation).latest_content is not None
+    assert serving.content_of(relation)["secret"]
 
 
 def test_a_relation_that_is_gone_has_its_key_revoked(serving: Api) -> None:
@@ -219,7 +219,7 @@ def test_a_unit_that_has_just_come_revokes_nothing_that_it_does_not_see_yet(serv
         serving.on.leader_elected(), **serving.without_relations(relation), stored_states=fresh
     )
     assert serving.keys() == {f"agents-{relation.id}": "active"}
-    assert serving.secret_of(relation).latest_content is not None
+    assert serving.content_of(relation)["secret"]
 
 
 def test_a_departure_that_could_not_be_recorded_is_recorded_later(serving: Api) -> None:
