@@ -63,10 +63,6 @@ def install(root: Path, user: str = USER) -> Installed:
                 f"line of /etc/cron.d: 17 * * * * {user} {program} housekeeping"
             )
     changed = _write_units(root, user, program)
-    if live:
-        _run(["systemctl", "daemon-reload"])
-        _run(["systemctl", "enable", SERVICE, TIMER])
-        _run(["systemctl", "restart" if changed else "start", SERVICE, TIMER])
     exporter = units.Exporter(
         program="turku-api",
         command=f"{program} metrics --http",
@@ -75,6 +71,10 @@ def install(root: Path, user: str = USER) -> Installed:
         needs_network=True,
     )
     changed += units.install(root, exporter, listen)
+    if live:
+        _run(["systemctl", "daemon-reload"])
+        _run(["systemctl", "enable", SERVICE, TIMER])
+        _run(["systemctl", "restart" if changed else "start", SERVICE, TIMER])
     return Installed(tuple(changed), live)
 
 
