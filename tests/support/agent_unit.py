@@ -23,6 +23,7 @@ from turku_core.relations import ApiAccess
 CHARM = load_charm("turku-agent")
 METADATA = yaml.safe_load((CHARMS / "turku-agent/charmcraft.yaml").read_text("utf-8"))
 KEY = "a-registration-key"
+_JUJUS_OWN = ("egress-subnets", "ingress-address", "private-address")
 
 
 @dataclass
@@ -45,6 +46,7 @@ class AgentUnit:
 
     Attributes:
         root: The machine, which several units may share.
+        key: The registration key that the API grants.
     """
 
     def __init__(self, root: Path, name: str = "turku-agent/0", principal: str = "web/0") -> None:
@@ -66,14 +68,15 @@ class AgentUnit:
         self.host = testing.SubordinateRelation(
             "host", remote_app_name=remote, remote_unit_id=int(remote_number)
         )
-        self.secret = testing.Secret({"secret": KEY})
+        self.key = KEY
+        self.secret = testing.Secret({"secret": self.key})
         self.api = testing.Relation("api", remote_app_name="turku-api")
-
         self._access = ApiAccess(("https://127.0.0.1:9/v1",), None, "agents-7", self.secret.id)
 
     def key_is(self, name: str, url: str, certificate: Path) -> None:
         """Let it be a real API that speaks over the relation."""
-        self.secret = testing.Secret({"secret": make_secret()})
+        self.key = make_secret()
+        self.secret = testing.Secret({"secret": self.key})
         text = certificate.read_text("utf-8")
         self._access = ApiAccess((url,), text, name, self.secret.id)
 
@@ -122,9 +125,9 @@ class AgentUnit:
         return self.written(self.api)
 
     def written(self, relation: testing.RelationBase) -> dict[str, str]:
-        """Return what the unit says over a relation."""
+        """Return what the unit says over a relation, without what Juju says there."""
         databag: Any = self.state.get_relation(relation.id).local_unit_data
-        return dict(databag)
+        return {key: databag[key] for key in databag if key not in _JUJUS_OWN}
 
     def path(self, name: str) -> Path:
         """Return a path on the machine."""

@@ -59,8 +59,7 @@ class Site:
         """Do what Juju and the API's charm do until the machine is registered."""
         unit = self.unit
         unit.key_is(self.key, self.turku.running.api_url, self.turku.layout.ca_certificate)
-        secret = unit.secret.tracked_content["secret"]
-        keys = [{"name": self.key, "kind": "machine", "secret": secret}]
+        keys = [{"name": self.key, "kind": "machine", "secret": unit.key}]
         tell(self.turku, "sync-registration-keys", {"keys": keys})
         unit.join(*relations, **config)
         said = {name: value for name, value in unit.published().items() if name != "version"}
