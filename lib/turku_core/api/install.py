@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import subprocess
@@ -141,7 +142,9 @@ def give_folders(root: Path, user: str) -> None:
     data.mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)
     for path in (data, *data.rglob("*")):
-        os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+        # SQLite's journals come and go while the service runs.
+        with contextlib.suppress(FileNotFoundError):
+            os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
     configuration.mkdir(parents=True, exist_ok=True)
     os.chown(configuration, 0, entry.pw_gid)
     configuration.chmod(0o750)
