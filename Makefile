@@ -112,5 +112,6 @@ lock:  ## Bring the lock files up to date (needs an environment made by `make li
 
 .PHONY: clean
 clean:  ## Remove what was made here
-	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist \
+	    charms/*/{parts,stage,prime,overlay} charms/*/*.charm
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -143,6 +143,13 @@ def test_lock_files_pin_every_package_by_hash_and_name_no_registry() -> None:
                 assert "--hash=sha256:" in block, block
 
 
+def test_a_charm_s_lock_file_has_what_it_says_it_needs() -> None:
+    for path in sorted((TREE / "charms").glob("*/requirements.in")):
+        said = re.findall(r"^[A-Za-z0-9._-]+", path.read_text("utf-8"), re.MULTILINE)
+        lock = path.with_suffix(".txt").read_text("utf-8")
+        assert [name for name in said if f"\n{name.lower()}==" not in f"\n{lock}"] == []
+
+
 def test_nothing_is_left_to_do_later() -> None:
     assert matches(r"\b(TODO|FIXME|XXX|HACK)\b") == []
 
