@@ -206,5 +206,7 @@ class Service:
     def remove(self) -> None:
         """Take the service and the programs away; the data and the configuration stay."""
         for unit in sorted((self.root / "etc/systemd/system").glob("turku-api*")):
+            if "@" not in unit.name:
+                host.stop(unit.name)
             unit.unlink()
         self.workload.remove()
