@@ -72,8 +72,11 @@ class Locations:
 
     @property
     def checked_in(self) -> Path:
-        """A file whose time is that of the last check-in that the API answered."""
-        return self.run / "checked-in"
+        """A file whose time is that of the last check-in that the API answered.
+
+        It outlives a restart of the machine, after which the API may be out of reach.
+        """
+        return self.state / "checked-in"
 
     @property
     def restore(self) -> Path:

@@ -136,7 +136,7 @@ def _add_last_backups(samples: Samples, sources: Mapping[int, Source]) -> None:
 def _add_snapshots(samples: Samples, sources: Mapping[int, Source]) -> None:
     committed = Q(state=SnapshotState.COMMITTED)
     held = (
-        Snapshot.objects.filter(source__isnull=False, storage__isnull=False)
+        Snapshot.objects.filter(source__isnull=False, storage__active=True, storage__paused=False)
         .exclude(state=SnapshotState.REMOVED)
         .order_by()
         .values_list("source")

@@ -144,6 +144,9 @@ def test_snapshots_say_when_they_were_proven_and_how_long_not(
     assert found["turku_api_source_last_proven_timestamp_seconds"] == {DOCS: now - 40 * 86400}
     assert found["turku_api_source_unproven_since_timestamp_seconds"] == {DOCS: now - 65 * 86400}
     assert found["turku_api_source_damaged_snapshots"] == {DOCS: 1}
+    for silenced in ({"paused": True}, {"paused": False, "active": False}):
+        StorageUnit.objects.update(**silenced)
+        assert "turku_api_source_unproven_since_timestamp_seconds" not in measured(world.now)
 
 
 def test_a_storage_unit_says_how_full_and_how_busy_it_is(world: World, unit: UnitCaller) -> None:
