@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from itertools import chain, repeat
@@ -24,7 +24,6 @@ from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, Turk
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import Source
-from turku_core.protocol.status import SourceStatus
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ def back_up_now(
     Raises:
         TurkuError: The API doesn't know a source, or says that it can't be backed up now.
     """
-    now = datetime.now(timezone.utc)
-    before = ask_status(client, identity, locations, now).sources
     wanted = _ask(client, identity, names)
     deadline = time.monotonic() + WAIT_SECONDS
     ensure_private_folder(locations.run)
@@ -66,9 +63,8 @@ def back_up_now(
         stop = Stop()
         sessions = Sessions(locations, identity, stop)
         try:
-            outcomes = _Effort(locations, identity, client, sessions, before).see_through(
-                wanted, deadline
-            )
+            effort = _Effort(locations, identity, client, sessions)
+            outcomes = effort.see_through(wanted, deadline)
         finally:
             sessions.finish()
             stop.close()
@@ -111,13 +107,11 @@ class _Effort:
         identity: Identity,
         client: Client,
         sessions: Sessions,
-        before: Mapping[str, SourceStatus],
     ) -> None:
         self._locations = locations
         self._identity = identity
         self._client = client
         self._sessions = sessions
-        self._before = before
         self._put_off: dict[str, Source] = {}
 
     def see_through(self, wanted: Collection[str], deadline: float) -> dict[str, Outcome]:
@@ -178,15 +172,15 @@ class _Effort:
             return {name: Outcome("later", str(error)) for name in names}
         found = {}
         for name in names:
-            present, former = status.sources.get(name), self._before.get(name)
+            present = status.sources.get(name)
             if present is None:
                 found[name] = Outcome("failed", "The API doesn't know the source any more.")
-            elif present.last_good != (former.last_good if former else None):
-                found[name] = Outcome("success")
             elif present.failures:
                 found[name] = Outcome("failed", present.problem)
-            else:
+            elif present.requested:
                 found[name] = Outcome("later", present.problem)
+            else:
+                found[name] = Outcome("success")
         return found
 
 

@@ -63,6 +63,7 @@ def _status(
         problem=problem,
         failures=source.failures,
         last_proven=proven,
+        requested=source.requested_at is not None,
     )
 
 

@@ -98,7 +98,7 @@ def when_due(source: Source, now: datetime) -> Due:
     if missed is not None:
         missed = (_utc(missed[0]), _utc(missed[1]))
     retry = _retry_of(source)
-    if source.due_now:
+    if source.requested_at is not None:
         return Due(max(now, retry or now), missed)
     # What the schedule says at the time of the retry: the window may be over by then.
     moment = local if retry is None else max(local, retry.astimezone(local.tzinfo), key=_utc)

@@ -227,10 +227,10 @@ def request_backups(machine: Machine, names: Collection[str], now: datetime) -> 
                 f"The source {source.name} is no longer in {machine.unit_name}'s configuration."
             )
     for source in chosen:
-        source.due_now = True
+        source.requested_at = now
         # Nor does it wait for the pause after a failure.
         source.failures = 0
-        source.save(update_fields=["due_now", "failures"])
+        source.save(update_fields=["requested_at", "failures"])
         due.refresh(source, now)
     due.refresh_machine(machine)
     return chosen

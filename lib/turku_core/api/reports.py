@@ -156,7 +156,7 @@ def _record_result(source: Source, unit: StorageUnit, result: BackupResult, now:
         leases.release(source)
     source.save(
         update_fields=[
-            *("last_success_at", "last_failure_at", "failures", "problem", "due_now"),
+            *("last_success_at", "last_failure_at", "failures", "problem", "requested_at"),
             *("leased_at", "lease_until", "lease_storage"),
         ]
     )
@@ -170,7 +170,9 @@ def _note_success(source: Source, began: datetime, now: datetime) -> None:
         source.last_success_at = began
     source.failures = 0
     source.problem = ""
-    source.due_now = False
+    if source.requested_at is not None and (source.leased_at or began) >= source.requested_at:
+        # Not by a run that was going on when the backup was asked for.
+        source.requested_at = None
 
 
 def _note_failure(source: Source, result: BackupResult, now: datetime) -> None:

@@ -29,6 +29,7 @@ class SourceStatus:
         problem: What keeps it from being backed up, a sentence; empty when nothing does.
         failures: How many runs failed in a row.
         last_proven: When the storage unit last proved that one of its snapshots can be restored.
+        requested: Whether a backup is still wanted that was asked for, whatever its schedule says.
     """
 
     state: str
@@ -38,6 +39,7 @@ class SourceStatus:
     problem: str = ""
     failures: int = 0
     last_proven: datetime | None = None
+    requested: bool = False
 
     @property
     def is_behind(self) -> bool:
@@ -56,6 +58,7 @@ class SourceStatus:
             problem=optional(source, "problem", fields.long_text, "", place),
             failures=optional(source, "failures", fields.integer, 0, place),
             last_proven=optional(source, "last_proven", fields.moment, None, place),
+            requested=optional(source, "requested", fields.boolean, False, place),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class SourceStatus:
             "problem": self.problem,
             "failures": self.failures,
             "last_proven": _text(self.last_proven),
+            "requested": self.requested,
         }
 
 

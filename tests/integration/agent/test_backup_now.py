@@ -21,7 +21,14 @@ from turku_core.protocol.client import Client
 
 
 def fares(state: str = "ok", **more: Any) -> dict[str, Any]:
-    return {"state": state, "last_good": None, "failures": 0, "problem": "", **more}
+    return {
+        "state": state,
+        "last_good": None,
+        "failures": 0,
+        "problem": "",
+        "requested": True,
+        **more,
+    }
 
 
 class Planner:
@@ -135,13 +142,9 @@ def test_a_source_that_is_not_handed_out_was_perhaps_backed_up_by_another_proces
     asked: AgentMachine, planner: Planner, unit: StandInUnit, impatient: None
 ) -> None:
     asked.api.answers["agent_ping_checkin"] = {"machine": {"scheduled_sources": {}}}
-    before = fares()
-    after = [before, fares(last_good="2026-11-22T10:00:00+00:00")]
-    asked.api.answers["agent_status"] = lambda _: {
-        "machine": {"sources": {"docs": after.pop(0) if len(after) > 1 else after[0]}}
-    }
+    planner.status["docs"] = fares(requested=False)
     assert run(asked, "docs") == (0, {"docs": ("success", "")})
-    after[:] = [before, fares("failing", failures=1, problem="The volume is full.")]
+    planner.status["docs"] = fares("failing", failures=1, problem="The volume is full.")
     assert run(asked, "docs") == (1, {"docs": ("failed", "The volume is full.")})
 
 

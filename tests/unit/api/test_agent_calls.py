@@ -105,6 +105,24 @@ def test_a_machine_asks_for_a_backup_of_its_own_and_gets_it_at_its_next_check_in
     assert backup_now(world, agent).json == {"machine": {"sources": ["docs", "mail"]}}
 
 
+def test_a_run_that_was_going_on_is_not_the_backup_that_was_asked_for(
+    world: World, unit: UnitCaller, agent: AgentCaller
+) -> None:
+    unit.update()
+    agent.check_in()
+    world.pass_time(minutes=1)
+    backup_now(world, agent, "docs")
+    assert status(world, agent)["requested"]
+    world.pass_time(minutes=1)
+    unit.report_run(agent)
+    assert status(world, agent)["requested"]
+    assert list(agent.check_in()) == ["docs"]
+    world.pass_time(minutes=1)
+    unit.report_run(agent)
+    assert not status(world, agent)["requested"]
+    assert agent.check_in() == {}
+
+
 def test_a_backup_that_cannot_be_is_refused_with_the_reason(
     world: World, unit: UnitCaller, agent: AgentCaller
 ) -> None:

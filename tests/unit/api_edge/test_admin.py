@@ -178,7 +178,7 @@ def test_sources_and_storage_units_are_paused_and_resumed(
     act(site, "storageunit", "resume", storage)
     assert (agent.source().paused, unit.row.paused) == (False, False)
     act(site, "source", "backup_now", source)
-    assert agent.source().due_now
+    assert agent.source().requested_at
 
 
 def test_a_machine_that_cannot_be_taken_back_is_said(

@@ -149,8 +149,11 @@ class Source(models.Model):
     paused = models.BooleanField(
         default=False, help_text="A paused source is not backed up; restores still work."
     )
-    due_now = models.BooleanField(
-        default=False, editable=False, help_text="An operator asked for a backup once."
+    requested_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="Since when a backup is wanted whatever the schedule says; none: it isn't.",
     )
 
     storage = models.ForeignKey(
