@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import http.client
-import json
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-BIN = Path(sys.executable).parent
-SECONDS = 30
-
-
-@contextmanager
-def listening(folder: Path, *command: str) -> Iterator[int]:
-    """Let systemd's own tool take connections for a command, and yield the port."""
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (folder / "log").open("wb") as log:
-        activate = subprocess.Popen(
-            ["systemd-socket-activate", "--accept", "--inetd", "-l", f"127.0.0.1:{port}", *command],
-            stdout=log,
-            stderr=log,
-            env={"PATH": "/usr/bin:/bin"},
-        )
-    try:
-        yield port
-    finally:
-        activate.terminate()
-        activate.wait(SECONDS)
+from tests.integration.metrics.exporters import (
+    SECONDS,
+    listening,
+    prepare_agent,
+    prepare_api,
+    prepare_storage,
+)
 
 
 def scraped(port: int) -> tuple[int, str]:
@@ -51,26 +32,6 @@ def scraped(port: int) -> tuple[int, str]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-
-
-def prepare_storage(root: Path) -> list[str]:
-    folder = root / "etc/turku-storage/config.d"
-    folder.mkdir(parents=True)
-    (root / "var/lib/turku-storage").mkdir(parents=True)
-    (root / "main").mkdir()
-    values = {"api_url": "http://127.0.0.1:9/v1", "volumes": {"main": {"path": f"{root}/main"}}}
-    (folder / "unit.json").write_text(json.dumps(values))
-    return [str(BIN / "turku-storage"), "metrics", "--http", "--root", str(root)]
-
-
-def prepare_agent(root: Path) -> list[str]:
-    return [str(BIN / "turku-agent-ping"), "--metrics", "--http", "--root", str(root)]
-
-
-def prepare_api(root: Path) -> list[str]:
-    turku_api = [str(BIN / "turku-api"), "--root", str(root)]
-    subprocess.run([*turku_api, "migrate"], check=True, capture_output=True)
-    return [*turku_api, "metrics", "--http"]
 
 
 @pytest.mark.parametrize(
