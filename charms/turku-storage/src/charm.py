@@ -139,25 +139,13 @@ class TurkuStorageCharm(ops.CharmBase):
         wanted = event.load_params(storage_actions.Verify, errors="fail")
         self._act(event, lambda: storage_actions.verify(self._service.programs, wanted))
 
-    def _act(
-        self, event: ops.ActionEvent, body: Callable[[], Result | tuple[Result, str | None]]
-    ) -> None:
-        """Carry an action out; one that ends badly fails, and shows its result all the same."""
-        trouble: list[str] = []
-
+    def _act(self, event: ops.ActionEvent, body: Callable[[], Result]) -> None:
         def whole() -> Result:
-            storage_actions.require(self._service.owner() is not None)
-            found = body()
-            if isinstance(found, Result):
-                return found
-            result, sentence = found
-            if sentence is not None:
-                trouble.append(sentence)
-            return result
+            if self._service.owner() is None:
+                raise NotReady("This storage unit isn't set up yet: see its status.")
+            return body()
 
         answer(event, whole)
-        for sentence in trouble:
-            event.fail(sentence)
 
     # The one way in which things become as they should be
 
@@ -263,8 +251,7 @@ class TurkuStorageCharm(ops.CharmBase):
             options = self.load_config(StorageOptions)
         except ValueError as error:
             raise Blocked(str(error)) from error
-        units = self.app.planned_units()
-        if options.public_address and units > 1:
+        if options.public_address and (units := self.app.planned_units()) > 1:
             raise Blocked(
                 f"The option public-address is one host, and there are {units} units: empty it, or "
                 f"deploy an application for each unit."
@@ -286,17 +273,19 @@ class TurkuStorageCharm(ops.CharmBase):
     def _serve(self) -> None:
         """Let the unit serve with its configuration, and the API know of it."""
         service = self._service
-        service.workload.upgrade(service.start)
-        self.unit.set_workload_version(service.workload.version() or "")
-        digest = service.digest()
-        is_new = self._stored.started_with != digest
-        if is_new or not service.is_registered:
+        if self._stored.started_with != service.digest() or not service.is_registered:
             with self._noting():
                 service.register()
-        if is_new or not service.is_running():
-            service.start()
-            self._stored.started_with = digest
+        service.workload.upgrade(self._start)
+        self.unit.set_workload_version(service.workload.version() or "")
+        if self._stored.started_with != service.digest() or not service.is_running():
+            self._start()
         self._introduce()
+
+    def _start(self) -> None:
+        digest = self._service.digest()
+        self._service.start()
+        self._stored.started_with = digest
 
     def _introduce(self) -> None:
         """Say over the relation which storage unit this is, and tell the API what has changed."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from turku_charm.actions import Result
 from turku_charm.programs import Programs
 from turku_core import fields
-from turku_core.commandline import human_size, table
-from turku_core.errors import DONE, FAILED, TurkuError
+from turku_core.commandline import human_size, human_time, table
+from turku_core.errors import DONE, FAILED
 
 PROGRAM = "turku-storage"
 READING_SECONDS = 15 * 60.0
@@ -127,8 +128,8 @@ def _read(programs: Programs, command: str, arguments: Sequence[str]) -> Result:
     return Result("\n".join([text.rstrip("\n"), *values["problems"]]), values)
 
 
-def restore(programs: Programs, wanted: Restore) -> tuple[Result, str | None]:
-    """Restore to a folder; return what happened, and a sentence if it didn't go well."""
+def restore(programs: Programs, wanted: Restore) -> Result:
+    """Restore to a folder."""
     values = programs.run_json(
         PROGRAM, "restore", *wanted.arguments, seconds_max=WORK_SECONDS, answering=_ANSWERING
     )
@@ -137,27 +138,35 @@ def restore(programs: Programs, wanted: Restore) -> tuple[Result, str | None]:
         f"{words} {values['files']} files ({human_size(values['bytes'])}) of snapshot "
         f"{values['snapshot']} to {wanted.target}."
     )
-    lines = [*values["changes"], sentence, values["message"]]
-    return _result(lines, values), None if values["ok"] else values["message"] or sentence
+    text = _lines(*values["changes"], sentence, values["message"])
+    return Result(text, values, None if values["ok"] else values["message"] or sentence)
 
 
-def expire(programs: Programs, wanted: Expire) -> tuple[Result, str | None]:
-    """Expire by policy; return what was done, and a sentence if something went wrong."""
+def expire(programs: Programs, wanted: Expire) -> Result:
+    """Expire by policy."""
     flags = {"--now": wanted.now, "--dry-run": wanted.dry_run}
     values = programs.run_json(
         PROGRAM, "expire", *wanted.arguments, *(flag for flag, wish in flags.items() if wish),
         seconds_max=EXPIRY_SECONDS, answering=_ANSWERING,
     )  # fmt: skip
-    columns = ("machine", "source", "snapshot", "state")
-    headings = (*columns[:3], "would be" if wanted.dry_run else "now")
-    rows = [[change[column] for column in columns] for change in values["changes"]]
+    headings = ("machine", "source", "snapshot", "taken", "would be" if wanted.dry_run else "now")
+    rows = [
+        (
+            _machine_name(change),
+            change["source"],
+            change["snapshot"],
+            human_time(datetime.fromisoformat(change["taken_at"])),
+            change["state"],
+        )
+        for change in values["changes"]
+    ]
     changes = table(headings, rows) if rows else "Nothing to expire."
-    lines = [changes, *values["held"], *values["problems"]]
-    return _result(lines, values), " ".join(values["problems"]) or None
+    text = _lines(changes, *values["held"], *values["problems"])
+    return Result(text, values, " ".join(values["problems"]) or None)
 
 
-def verify(programs: Programs, wanted: Verify) -> tuple[Result, str | None]:
-    """Verify snapshots; return what was found, and a sentence if not all of them are good."""
+def verify(programs: Programs, wanted: Verify) -> Result:
+    """Verify snapshots; one that can't be proven to be good is a failure."""
     which = [] if wanted.snapshot is None else [f"--snapshot={wanted.snapshot}"]
     values = programs.run_json(
         PROGRAM, "verify", *wanted.arguments, *which,
@@ -165,22 +174,20 @@ def verify(programs: Programs, wanted: Verify) -> tuple[Result, str | None]:
     )  # fmt: skip
     verified: Sequence[Mapping[str, Any]] = values["verified"]
     rows = [
-        (each["machine"], each["source"], each["id"], each["error"] or "proven")
+        (_machine_name(each), each["source"], each["id"], each["error"] or "proven")
         for each in verified
     ]
-    bad = [each for each in verified if not each["proven"]]
     text = table(("machine", "source", "snapshot", "result"), rows)
+    bad = [each for each in verified if not each["proven"]]
     if not bad:
-        return Result(text, values), None
+        return Result(text, values)
     sentence = f"{len(bad)} of {len(verified)} snapshots could not be proven to be good."
-    return Result(text, values), sentence
+    return Result(text, values, sentence)
 
 
-def _result(lines: Sequence[str], values: Any) -> Result:
-    return Result("\n".join(line for line in lines if line), values)
+def _machine_name(values: Mapping[str, Any]) -> str:
+    return str(values["machine_name"] or values["machine"])
 
 
-def require(ready: bool) -> None:
-    """Raise TurkuError while there is nothing here that an action could be about."""
-    if not ready:
-        raise TurkuError("This storage unit isn't set up yet: see its status.")
+def _lines(*lines: str) -> str:
+    return "\n".join(line for line in lines if line)

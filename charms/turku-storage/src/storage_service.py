@@ -186,10 +186,13 @@ class Service:
 
 
 def end_processes_of(uid: int, seconds_max: float = ENDING_SECONDS) -> None:
-    """End a user's processes: with a chance to clean up, and after a while without."""
+    """End a user's processes: with a chance to clean up, and after a while without.
+
+    One that waits for a broken disk can't be ended; it is left after twice that while.
+    """
     deadline = time.monotonic() + seconds_max
     asked: set[int] = set()
-    while found := _processes_of(uid):
+    while (found := _processes_of(uid)) and time.monotonic() < deadline + seconds_max:
         late = time.monotonic() > deadline
         for process in found if late else found - asked:
             with contextlib.suppress(ProcessLookupError):

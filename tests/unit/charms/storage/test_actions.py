@@ -116,7 +116,7 @@ def test_expiry_is_shown_first_and_done_when_it_is_said(
     shown = served.act("expire", machine=MACHINE, source="docs", dry_run=True)
     assert [each["state"] for each in shown["changes"]] == ["expired"] * 3
     assert served.text.splitlines()[0].split() == [
-        "MACHINE", "SOURCE", "SNAPSHOT", "WOULD", "BE",
+        "MACHINE", "SOURCE", "SNAPSHOT", "TAKEN", "WOULD", "BE",
     ]  # fmt: skip
     assert len(served.act("list-snapshots")["snapshots"]) == 4
     done = served.act("expire")

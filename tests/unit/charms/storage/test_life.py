@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,25 @@ def test_an_upgrade_starts_the_new_version_and_says_when_it_would_not(
     served.run(served.on.upgrade_charm())
     assert served.status == ("blocked", "turku-storage 2.0.0 did not start.")
     assert systemd.running == {WORKER}
+
+
+def test_what_an_earlier_version_of_the_charm_wrote_is_written_anew(
+    served: Unit, systemd: Systemd
+) -> None:
+    expected = served.configuration()
+    earlier = {"volumes": {"folder": {"path": "/elsewhere"}}, "forgotten": 1}
+    (served.config_folder / "40-charm.json").write_text(json.dumps(earlier))
+    served.state = dataclasses.replace(served.state, stored_states=frozenset())
+    served.run(served.on.upgrade_charm())
+    assert served.configuration() == expected
+    assert systemd.asked == [f"restart {WORKER}"] * 2
+
+
+def test_an_api_of_a_later_version_may_say_more(served: Unit) -> None:
+    data = {**ACCESS.to_databag(), "version": "7", "from_the_future": "{}"}
+    changed = dataclasses.replace(served.relation, remote_app_data=data)
+    served.run(served.on.relation_changed(changed), relations=[changed])
+    assert served.status[0] == "active"
 
 
 def test_the_workloads_version_is_shown(served: Unit) -> None:
