@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -29,7 +30,7 @@ class Metric:
     labels: tuple[str, ...]
     meaning: str
 
-    type = "gauge"
+    type: ClassVar[str] = "gauge"
 
 
 class Samples:
@@ -61,8 +62,8 @@ class Samples:
             return
         number = value.timestamp() if isinstance(value, datetime) else value
         pairs = ",".join(f'{label}="{escaped(labels[label])}"' for label in metric.labels)
-        self._lines[name].append(f"{name}{{{pairs}}} {written(number)}\n" if pairs else
-                                 f"{name} {written(number)}\n")  # fmt: skip
+        shown = f"{name}{{{pairs}}}" if pairs else name
+        self._lines[name].append(f"{shown} {written(number)}\n")
 
     def text(self) -> str:
         """Return the whole answer to a scrape; a metric without a sample isn't named in it."""
