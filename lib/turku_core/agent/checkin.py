@@ -222,6 +222,8 @@ class Sessions:
                     del self._orders[order.id]
         except Interrupted:
             logger.info("the restore was interrupted; the API hands the order out again")
+        except TurkuError as error:
+            logger.warning("a restore order could not be handled: %s", error)
         except Exception:
             logger.exception("a restore order could not be handled")
         finally:

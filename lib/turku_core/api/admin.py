@@ -22,7 +22,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
 
-from turku_core.api import clock, operations
+from turku_core.api import clock, operations, restore_orders
 from turku_core.api.health import used_percent
 from turku_core.api.models import (
     Backup,
@@ -30,6 +30,7 @@ from turku_core.api.models import (
     Machine,
     RegistrationKey,
     RestoreGrant,
+    RestoreOrder,
     Snapshot,
     Source,
     StorageUnit,
@@ -728,6 +729,46 @@ class RestoreGrantAdmin(ReadOnlyAdmin):
         """End grants."""
         now = clock.now()
         self.do_for_each(request, chosen, "ended", lambda grant: grant.end(now))
+
+
+@admin.register(RestoreOrder)
+class RestoreOrderAdmin(ReadOnlyAdmin):
+    """Restores that were ordered; the command orders them."""
+
+    list_display = (
+        "ordered_at",
+        "unit_name",
+        "source_name",
+        "from_unit_name",
+        "state",
+        "ended_at",
+        "restored_to",
+        "what",
+    )
+    list_filter = ("state", "ordered_at", "dry_run")
+    list_select_related = False
+    search_fields = (
+        "unit_name",
+        "machine_uuid",
+        "from_unit_name",
+        "from_machine_uuid",
+        "source_name",
+        "ordered_by",
+    )
+    actions = ("cancel",)
+
+    @admin.display(description="message")
+    def what(self, order: RestoreOrder) -> str:
+        """Return the first line of the message."""
+        return _wide(first_line(order.message, 80))
+
+    @admin.action(description="Cancel, unless a machine has fetched it", permissions=["operate"])
+    def cancel(self, request: HttpRequest, chosen: QuerySet[RestoreOrder]) -> None:
+        """Take orders back."""
+        now = clock.now()
+        self.do_for_each(
+            request, chosen, "cancelled", lambda order: restore_orders.cancel(order, now)
+        )
 
 
 class FilterSetForm(AnyForm):

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from turku_core import fields
 from turku_core.api import grants, logins
-from turku_core.api.models import Machine, OrderState, RestoreOrder
+from turku_core.api.models import Machine, OrderState, RestoreOrder, Source, StorageUnit
 from turku_core.api.models.restore_orders import OPEN_STATES
 from turku_core.api.operations import GRANT_DEFAULT, NotPossible, find_source
 from turku_core.api.refusals import NotHere
@@ -185,9 +185,12 @@ def hand_out(machine_id: int, now: datetime) -> HandedOut:
 
 
 def _lease(order: RestoreOrder, now: datetime) -> bool:
-    obstacle = _obstacle(order)
-    if obstacle:
-        order.message = obstacle
+    hindrance = _hindrance(order)
+    obstacle = "" if hindrance else _obstacle(order)
+    if hindrance:
+        order.state, order.ended_at, order.message = OrderState.FAILED, now, hindrance
+    elif obstacle:
+        order.state, order.message = OrderState.ORDERED, obstacle
         order.not_before = now + GRANT_PAUSE
     elif order.attempts >= ATTEMPTS_MAX:
         order.state, order.ended_at = OrderState.FAILED, now
@@ -197,22 +200,30 @@ def _lease(order: RestoreOrder, now: datetime) -> bool:
         order.attempts += 1
         order.handed_out_at, order.not_before = now, now + LEASE
     order.save()
-    return order.state == OrderState.RUNNING and not obstacle
+    return order.state == OrderState.RUNNING
+
+
+def _unit_of(order: RestoreOrder) -> StorageUnit | None:
+    sources = Source.objects.filter(machine=order.from_machine_id, name=order.source_name)
+    source = sources.select_related("storage").first()
+    return source.storage if source else None
+
+
+def _hindrance(order: RestoreOrder) -> str:
+    """Say why the order can't be carried out any more; empty when it can."""
+    if _unit_of(order) is None:
+        return "The source that is wanted isn't on the record, or on a storage unit, any more."
+    return ""
 
 
 def _obstacle(order: RestoreOrder) -> str:
-    """Say why the machine would be refused; empty when it wouldn't.
+    """Say why the machine would be refused now; empty when it wouldn't.
 
     The storage unit has to have fetched the grant, or it doesn't know the machine.
     """
-    if order.from_machine is None:
-        return "The machine whose snapshot is wanted isn't on the record any more."
-    if order.from_machine_id == order.machine_id:
+    unit = _unit_of(order)
+    if unit is None or order.from_machine_id == order.machine_id:
         return ""
-    source = order.from_machine.sources.filter(name=order.source_name).first()
-    unit = source.storage if source else None
-    if unit is None:
-        return "The source is on no storage unit."
     if unit.last_checkin_at is None or unit.last_checkin_at <= order.ordered_at:
         return f"Storage unit {unit.name} has not fetched yet who may restore."
     return ""

@@ -254,3 +254,13 @@ def test_an_order_outlives_its_machines(world: World, agent: AgentCaller) -> Non
     agent.row.delete()
     made.refresh_from_db()
     assert (made.machine, made.unit_name, made.machine_uuid) == (None, "web/0", agent.uuid)
+
+
+def test_an_order_for_what_is_gone_from_the_record_fails(world: World, agent: AgentCaller) -> None:
+    made = order(world, agent)
+    agent.source().delete()
+    assert fetch(world, agent) == []
+    made.refresh_from_db()
+    assert made.state == OrderState.FAILED
+    assert "isn't on the record" in made.message
+    assert agent.row.next_order_at is None

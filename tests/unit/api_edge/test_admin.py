@@ -23,9 +23,11 @@ from turku_core.api.models import (
     Outcome,
     RegistrationKey,
     RestoreGrant,
+    RestoreOrder,
     Source,
     StorageUnit,
 )
+from turku_core.api.restore_orders import order_restore
 
 SITE = "/admin/turku_api"
 LISTS = (
@@ -36,6 +38,7 @@ LISTS = (
     "snapshot",
     "registrationkey",
     "restoregrant",
+    "restoreorder",
     "filterset",
 )
 
@@ -91,6 +94,7 @@ def test_everything_can_be_listed_searched_and_looked_at(
     RestoreGrant.objects.create(
         machine=agent.row, from_machine=world.agent("old").row, until=world.now
     )
+    order_restore(agent.row, agent.row, {"source": "docs"}, world.now, "root")
     for model in LISTS:
         text(site, f"{SITE}/{model}/")
         text(site, f"{SITE}/{model}/?q=web")
@@ -101,6 +105,7 @@ def test_everything_can_be_listed_searched_and_looked_at(
         Backup.objects.get(),
         RegistrationKey.objects.get(name="machines"),
         RestoreGrant.objects.get(),
+        RestoreOrder.objects.get(),
         FilterSet.objects.get(),
     ):
         page = text(site, f"{SITE}/{row._meta.model_name}/{row.pk}/change/")
@@ -210,6 +215,18 @@ def test_another_machine_is_let_restore_through_a_form(
     assert not new.restore().get("restore_from")
 
 
+def test_an_order_is_taken_back_unless_a_machine_has_fetched_it(
+    site: Client, world: World, agent: AgentCaller
+) -> None:
+    first, second = (
+        order_restore(agent.row, agent.row, {"source": "docs"}, world.now, "root") for _ in range(2)
+    )
+    assert "1 cancelled." in act(site, "restoreorder", "cancel", first.pk)
+    world.call("agent_ping_checkin", agent.login)
+    assert "is running already" in act(site, "restoreorder", "cancel", second.pk)
+    assert "is cancelled already" in act(site, "restoreorder", "cancel", first.pk)
+
+
 def test_a_grant_that_means_nothing_is_refused_with_the_reason(
     site: Client, world: World, agent: AgentCaller
 ) -> None:
@@ -284,7 +301,7 @@ def test_prior_art_30_nothing_that_history_hangs_on_can_be_deleted(
     assert (Backup.objects.count(), RegistrationKey.objects.count()) == (1, 2)
 
 
-@pytest.mark.parametrize("model", ["machine", "source", "backup", "snapshot"])
+@pytest.mark.parametrize("model", ["machine", "source", "backup", "snapshot", "restoreorder"])
 def test_what_machines_say_and_the_record_cannot_be_changed(
     site: Client, agent: AgentCaller, model: str
 ) -> None:

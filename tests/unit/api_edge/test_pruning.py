@@ -8,8 +8,17 @@ import pytest
 
 from tests.support.api_world import World
 from turku_core.api import pruning
-from turku_core.api.models import Backup, Outcome, RestoreGrant, Snapshot, SnapshotState, Source
+from turku_core.api.models import (
+    Backup,
+    Outcome,
+    RestoreGrant,
+    RestoreOrder,
+    Snapshot,
+    SnapshotState,
+    Source,
+)
 from turku_core.api.pruning import Pruned, prune
+from turku_core.api.restore_orders import cancel, order_restore
 
 
 def record(source: Source, at: datetime, outcome: str = Outcome.SUCCEEDED) -> Backup:
@@ -105,3 +114,15 @@ def test_removed_snapshots_and_ended_grants_go_and_others_stay(world: World, now
     assert prune(now - timedelta(days=400)) == Pruned(0, 1, 1, 0)
     assert not Snapshot.objects.filter(state=SnapshotState.REMOVED).exists()
     assert Snapshot.objects.count() == 3
+
+
+def test_orders_that_ended_long_ago_go_and_open_ones_stay(world: World, now: datetime) -> None:
+    world.unit()
+    agent = world.agent()
+    ended, opened = (
+        order_restore(agent.row, agent.row, {"source": "docs"}, now - timedelta(days=500), "root")
+        for _ in range(2)
+    )
+    cancel(ended, now - timedelta(days=499))
+    assert prune(now - timedelta(days=400)).orders == 1
+    assert list(RestoreOrder.objects.all()) == [opened]
