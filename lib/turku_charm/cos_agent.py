@@ -36,12 +36,15 @@ _NOT_IN_GROUP_NAMES = re.compile(r"[^a-zA-Z0-9_:]")
 
 def metrics_listen(charm: ops.CharmBase) -> str | None:
     """Return the workload's option ``metrics_listen``: None while nobody is there to scrape."""
-    return f"127.0.0.1:{PORTS[charm.meta.name]}" if charm.model.relations[ENDPOINT] else None
+    is_wanted = any(relation.active for relation in charm.model.relations[ENDPOINT])
+    return f"127.0.0.1:{PORTS[charm.meta.name]}" if is_wanted else None
 
 
 def publish_cos_agent(charm: ops.CharmBase) -> None:
     """Write this unit's side of every `cos-agent` relation."""
     for relation in charm.model.relations[ENDPOINT]:
+        if not relation.active:
+            continue
         databag = relation.data[charm.unit]
         text = json.dumps(_config(charm), sort_keys=True)
         if databag.get("config") != text:

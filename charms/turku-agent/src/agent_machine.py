@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from turku_charm.api_relation import write_if_changed
 from turku_core.agent.locks import held
 from turku_core.agent.settings import Locations
 from turku_core.configuration import ensure_private_folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,8 @@ class Machine:
 
     def claims(self) -> list[Claim]:
         """Return the claims of the units that are there, the oldest first."""
-        claims = [Claim.from_json(path.read_text("utf-8")) for path in self._files()]
         return sorted(
-            (claim for claim in claims if self._is_there(claim)),
+            (claim for claim in map(_read, self._files()) if self._is_there(claim)),
             key=lambda claim: (claim.since, claim.unit),
         )
 
@@ -119,8 +121,7 @@ class Machine:
 
     def gone(self) -> list[Claim]:
         """Return the claims of units that were removed by force, without a hook of theirs."""
-        claims = [Claim.from_json(path.read_text("utf-8")) for path in self._files()]
-        return [claim for claim in claims if not self._is_there(claim)]
+        return [claim for claim in map(_read, self._files()) if not self._is_there(claim)]
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.claim"))
@@ -132,6 +133,16 @@ class Machine:
         """Say whether Juju still has the unit here, as far as one can tell from its folders."""
         agents = self._root / "var/lib/juju/agents"
         return not agents.is_dir() or (agents / f"unit-{claim.file_stem}").is_dir()
+
+
+def _read(path: Path) -> Claim:
+    """Read a claim. A damaged one still says that its unit is there, which renews it."""
+    try:
+        return Claim.from_json(path.read_text("utf-8"))
+    except (ValueError, TypeError, AttributeError) as error:
+        logger.warning("%s can't be read: %s", path, error)
+        application, _, number = path.stem.rpartition("-")
+        return Claim(f"{application}/{number}", application, since="", release="", adopted="")
 
 
 def speaker(claims: Sequence[Claim]) -> Claim | None:

@@ -13,10 +13,10 @@ from agent_machine import Claim, Machine, carrier, speaker
 from turku_charm import host
 from turku_charm.api_relation import Api, write_configuration, write_if_changed
 from turku_charm.workload import Workload
-from turku_core.agent.identity import NoIdentity, load_identity
+from turku_core.agent.identity import load_identity
 from turku_core.agent.settings import Locations
 from turku_core.agent.sources import source_files
-from turku_core.errors import TurkuError
+from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.fields import public_key, uuid
 from turku_core.relations import AgentUnit, ApiAccess
 
@@ -91,7 +91,8 @@ class Agent:
         try:
             identity = load_identity(self.locations)
             return AgentUnit(identity.uuid, identity.public_key())
-        except NoIdentity:
+        except ConfigurationError:
+            # There is none, or a part of it is missing; the program makes what can be made.
             said = self.programs.run_json("turku-update-config", "identity")
         return AgentUnit(
             machine_uuid=uuid(said["uuid"], "uuid"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent_machine import Stated
 from agent_sources import Place
 from backup_fileset import Tree, tree_of
 from backup_hooks import make_hook
@@ -31,7 +32,9 @@ class Asked:
     hooks: Mapping[str, str] | None = field(default=None)
 
 
-def read_request(key: str, principal: str, databag: Mapping[str, str], hooks: Path) -> Asked:
+def read_request(
+    key: str, principal: str, databag: Mapping[str, str], hooks: Path, former: Stated | None
+) -> Asked:
     """Read what the principal's leader asks, as this machine can do it.
 
     Args:
@@ -39,6 +42,7 @@ def read_request(key: str, principal: str, databag: Mapping[str, str], hooks: Pa
         principal: This unit's principal, such as ``postgresql/3``.
         databag: The principal's application databag.
         hooks: The folder of the hooks' programs.
+        former: What the place came to before.
     """
     label = f"relation backup of {principal.partition('/')[0]}"
     try:
@@ -47,54 +51,96 @@ def read_request(key: str, principal: str, databag: Mapping[str, str], hooks: Pa
         return Asked(Place(key, label, None, problems=(f"{label}: {error}.",)))
     if request is None:
         return Asked(Place(key, label, None))
-    return _as_source(request, key, label, principal, hooks)
-
-
-def _as_source(request: BackupRequest, key: str, label: str, principal: str, hooks: Path) -> Asked:
-    fileset = [own_path(path, principal) for path in request.fileset]
-    scripts = {name: own_path(path, principal) for name, path in request.scripts.items()}
-    there = [path for path in fileset if os.path.lexists(path)]
-    missing = [path for path in fileset if path not in there]
-    makes_files = BEFORE in scripts and _is_program(scripts[BEFORE])
-    problems = [
-        f"{label}: {name}: there is no program {path} on {principal}, so it is left out."
-        for name, path in scripts.items()
-        if not _is_program(path)
-    ]
-    remarks = []
-    if missing and makes_files:
-        remarks.append(f"{label}: fileset: {_listed(missing)} not there yet on {principal}.")
-    elif missing:
-        problems.append(f"{label}: fileset: {_listed(missing)} not there on {principal}.")
-    wanted = fileset if makes_files else there
-    if not wanted:
-        return Asked(Place(key, label, None, problems=tuple(problems)))
-    tree = _tree(wanted)
+    here = _Here(
+        principal,
+        [own_path(path, principal) for path in request.fileset],
+        {name: own_path(path, principal) for name, path in request.scripts.items()},
+    )
+    problems = tuple(f"{label}: {problem}" for problem in here.problems())
+    remarks = tuple(f"{label}: {remark}" for remark in here.remarks())
+    if not here.wanted:
+        return Asked(Place(key, label, None, {}, problems, remarks))
+    name = source_name(principal)
+    before = former.sources.get(name) if former is not None else None
+    tree = here.tree(None if before is None else str(before["path"]))
     source: dict[str, Any] = {
         "path": tree.path,
         "comment": f"Asked for by {principal.partition('/')[0]} over the relation backup",
     }
     if tree.filter:
         source["filter"] = list(tree.filter)
-    for name in scripts:
-        source[name.replace("-", "_")] = str(hooks / name)
-    place = Place(key, label, {source_name(principal): source}, {}, tuple(problems), tuple(remarks))
-    return Asked(place, {name: make_hook(name, path, tree.path) for name, path in scripts.items()})
+    for script in here.scripts:
+        source[script.replace("-", "_")] = str(hooks / script)
+    texts = {each: make_hook(each, path, tree.path) for each, path in here.scripts.items()}
+    return Asked(Place(key, label, {name: source}, {}, problems, remarks), texts)
 
 
-def _tree(paths: list[str]) -> Tree:
-    if len(paths) == 1 and os.path.isdir(paths[0]):
-        # As it was asked for, also when it is a link to a folder: rsync's daemon follows that one.
-        return tree_of(paths, lambda path: True)
-    return tree_of([os.path.realpath(path) for path in paths], _is_folder)
+@dataclass(frozen=True)
+class _Here:
+    """What is asked for, by the names that it has on this machine.
+
+    Attributes:
+        principal: The principal's unit.
+        fileset: The paths.
+        scripts: The programs, by the interface's keys.
+    """
+
+    principal: str
+    fileset: Sequence[str]
+    scripts: Mapping[str, str]
+
+    @property
+    def makes_files(self) -> bool:
+        """Whether a script runs before a backup, which may well make what is to be backed up."""
+        return BEFORE in self.scripts and _is_program(self.scripts[BEFORE])
+
+    @property
+    def missing(self) -> list[str]:
+        """The paths that aren't there."""
+        return [path for path in self.fileset if not os.path.lexists(path)]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The paths that are backed up: those that are there, and those that may come."""
+        missing = () if self.makes_files else self.missing
+        return [path for path in self.fileset if path not in missing]
+
+    def problems(self) -> Iterator[str]:
+        """Say what somebody has to mend."""
+        for name, path in self.scripts.items():
+            if not _is_program(path):
+                yield f"{name}: there is no program {path} on {self.principal}, so it is left out."
+        if self.missing and not self.makes_files:
+            yield f"fileset: {_listed(self.missing)} not there on {self.principal}."
+
+    def remarks(self) -> Iterator[str]:
+        """Say what may be as it should be."""
+        if self.missing and self.makes_files:
+            yield f"fileset: {_listed(self.missing)} not there yet on {self.principal}."
+
+    def tree(self, former: str | None) -> Tree:
+        """Return what is wanted as a tree.
+
+        It doesn't depend on whether a script's files are there at the moment, so that it stays the
+        same before, during and after a backup.
+
+        Args:
+            former: The path of the tree that it was before.
+        """
+        paths = self.wanted
+        if len(paths) == 1 and (os.path.isdir(paths[0]) or os.path.normpath(paths[0]) == former):
+            # As it was asked for, also when it is a link to a folder: rsync's daemon follows that.
+            return tree_of(paths, lambda path: True)
+        return tree_of([os.path.realpath(path) for path in paths], self._is_folder)
+
+    def _is_folder(self, path: str) -> bool | None:
+        if os.path.isdir(path):
+            return True
+        return None if self.makes_files else False
 
 
 def _is_program(path: str) -> bool:
     return os.path.isfile(path) and os.access(path, os.X_OK)
-
-
-def _is_folder(path: str) -> bool | None:
-    return os.path.isdir(path) if os.path.lexists(path) else None
 
 
 def own_path(path: str, principal: str) -> str:

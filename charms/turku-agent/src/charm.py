@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import ops
 
 import agent_actions
-from agent_machine import Claim, Machine
+from agent_machine import Claim, Machine, Stated
 from agent_sources import (
     OPTION,
     Files,
@@ -175,7 +175,7 @@ class TurkuAgentCharm(ops.CharmBase):
         claims = self._machine.claims()
         others = [claim for claim in claims if claim.unit != self.unit.name]
         mine = next((claim for claim in claims if claim not in others), None)
-        if mine is None or is_new:
+        if mine is None or not mine.since or is_new:
             mine = self._renewed(mine)
         mine = self._with_values(mine)
         mine = self._with_api(mine)
@@ -190,7 +190,7 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _renewed(self, former: Claim | None) -> Claim:
         now = datetime.now(timezone.utc).isoformat()
-        if former is not None:
+        if former is not None and former.since:
             return dataclasses.replace(former, release=__version__, adopted=now)
         return Claim(self.unit.name, self.app.name, since=now, release=__version__, adopted=now)
 
@@ -247,19 +247,22 @@ class TurkuAgentCharm(ops.CharmBase):
                 databag = relation.data[unit] if unit is not None else {}
                 places.append(relation_place(f"sources:{relation.id}", principal, databag))
         hooks = self._agent.hooks / mine.file_stem
-        asked = self._backup_requests(principal, hooks)
+        asked = self._backup_requests(principal, hooks, mine.places)
         if all(each.hooks is not None for each in asked):
             texts = {key: text for each in asked for key, text in (each.hooks or {}).items()}
             write_hooks(hooks, texts)
         return [*places, *(each.place for each in asked)]
 
-    def _backup_requests(self, principal: str, hooks: Path) -> list[Asked]:
+    def _backup_requests(
+        self, principal: str, hooks: Path, former: Mapping[str, Stated]
+    ) -> list[Asked]:
         """Read the `backup` relations of this unit's principal; others are other machines'."""
-        return [
-            read_request(f"backup:{relation.id}", principal, relation.data[relation.app], hooks)
-            for relation in self.model.relations["backup"]
-            if relation.active and relation.app.name == principal.partition("/")[0]
-        ]
+        asked = []
+        for relation in self.model.relations["backup"]:
+            if relation.active and relation.app.name == principal.partition("/")[0]:
+                key, databag = f"backup:{relation.id}", relation.data[relation.app]
+                asked.append(read_request(key, principal, databag, hooks, former.get(key)))
+        return asked
 
     def _introduce(self) -> None:
         """Publish who the machine is, so that the API lets it register."""

@@ -223,7 +223,7 @@ def test_metrics_are_offered_as_long_as_somebody_collects_them(
     assert "config" in agent.written(collector)
     sockets = list(agent.path("etc/systemd/system").glob("*.socket"))
     assert len(sockets) == 1
-    agent.run("config_changed", relations=[agent.host, agent.api_says()])
+    agent.run("relation_broken", collector)
     assert "metrics_listen" not in agent.configuration()
     assert not sockets[0].exists()
 
@@ -236,6 +236,21 @@ def test_a_clone_of_another_machine_is_told_what_to_do(agent: AgentUnit) -> None
     agent.run("update_status")
     assert isinstance(agent.status, testing.BlockedStatus)
     assert "clone" in agent.status.message
+
+
+def test_a_part_of_the_identity_that_is_lost_is_made_again_or_named(agent: AgentUnit) -> None:
+    agent.join(sources=OPTION)
+    before = agent.published()
+    public = agent.path("var/lib/turku-agent/ssh_key.pub")
+    public.unlink()
+    agent.run("update_status")
+    assert agent.published() == before
+    assert public.exists()
+    agent.path("var/lib/turku-agent/config.d/identity.json").write_text("{")
+    agent.run("update_status")
+    assert agent.status.name == "blocked"
+    assert "identity.json" in agent.status.message
+    assert agent.published() == before
 
 
 def test_packages_that_are_missing_are_installed_and_nothing_else(

@@ -57,7 +57,7 @@ def test_a_fileset_of_several_paths_is_one_source_with_rules_and_hooks(
         "web-0": {
             "path": str(data),
             "comment": "Asked for by web over the relation backup",
-            "filter": ["+ /db/***", "+ /settings.ini", "- *"],
+            "filter": ["+ /db/***", "+ /settings.ini", "+ /settings.ini/***", "- *"],
             "run_before_backup": str(hooks / "run-before-backup"),
             "run_after_restore": str(hooks / "run-after-restore"),
         }
@@ -201,6 +201,28 @@ def test_what_a_script_makes_may_be_missing_until_it_has_run(agent: AgentUnit, d
         f"No backup yet. relation backup of web: fileset: {data}/dump.sql is not there yet on "
         "web/0."
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_source_stays_the_same_while_a_script_makes_and_removes_its_data(
+    agent: AgentUnit, data: Path, on_host: Host, kind: str
+) -> None:
+    dump = data / "dump"
+    if kind == "folder":
+        dump.mkdir()
+    else:
+        dump.write_text("rows")
+    agent.join(asks(fileset=str(dump), run_before_backup=str(data / "before")))
+    sources = agent.sources()
+    assert (sources["web-0"]["path"] == str(dump)) is (kind == "folder")
+    on_host.told()
+    dump.rename(data / "away")
+    agent.run("update_status")
+    assert agent.sources() == sources
+    (data / "away").rename(dump)
+    agent.run("update_status")
+    assert agent.sources() == sources
+    assert on_host.told() == 0
 
 
 def test_when_nothing_is_there_it_says_so_and_a_source_that_was_stays(

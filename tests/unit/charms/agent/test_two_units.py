@@ -188,6 +188,23 @@ def test_a_claim_of_another_revision_of_the_charm_can_be_read(machine: Path) -> 
         assert shared.claims() == [mine]
 
 
+def test_a_damaged_claim_still_counts_and_is_renewed(
+    two: tuple[AgentUnit, AgentUnit],
+) -> None:
+    first, second = two
+    for unit in two:
+        unit.join(sources="etc: {path: /etc}")
+    path = first.path("var/lib/turku-agent/units/turku-agent-0.claim")
+    path.write_text('{"unit"')
+    second.run("update_status")
+    assert second.status.name == "active"
+    second.run("remove")
+    assert path.exists()
+    first.run("update_status")
+    assert first.configuration()["unit_name"] == "web/0"
+    assert first.status.name == "active"
+
+
 class Versions:
     """A stand-in for laying versions down, which needs packed charms: what was wanted of it."""
 
