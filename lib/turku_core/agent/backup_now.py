@@ -133,8 +133,9 @@ class _Effort:
         """Check in once, and hold the sessions that follow from it."""
         outcomes = self._begin(check_in(self._client, self._identity))
         while not self._sessions.wait(CHECKIN_SECONDS):
+            running = self._sessions.running_orders
             try:
-                outcomes |= self._begin(check_in(self._client, self._identity))
+                outcomes |= self._begin(check_in(self._client, self._identity, running))
             except TurkuError as error:
                 # The sessions that run are worth more than this call, and it comes again.
                 logger.warning("%s", error)
@@ -152,6 +153,8 @@ class _Effort:
             logger.warning("%s", problem)
         jobs, _ = jobs_of(Due(self._put_off), own.sources, self._sessions.running)
         self._sessions.begin(jobs)
+        # They were handed out to this process, so nobody else would carry them out.
+        self._sessions.begin_orders(due.orders)
         strangers = {name for name in due.sources if name not in own.sources}
         for name in strangers:
             del self._put_off[name]

@@ -358,3 +358,23 @@ def test_a_backup_and_an_order_run_beside_each_other(
     assert json.loads(done.output)["sources"]["docs"]["outcome"] == "success"
     assert [report["outcome"] for report in reports(ordered)] == ["done"]
     assert (unit.folder / "mirrors/docs/a").read_text() == "alpha"
+
+
+def test_an_order_that_a_backup_at_once_meets_is_carried_out_too(
+    ordered: AgentMachine, unit: StandInUnit
+) -> None:
+    ordered.api.answers["agent_backup_now"] = {"machine": {"sources": ["docs"]}}
+    hand_out(ordered, order(), scheduled_sources=ordered.scheduled)
+    done = ordered.run("turku-agent-ping", "--backup-now", "--json")
+    assert (done.code, list(json.loads(done.output)["sources"])) == (0, ["docs"])
+    assert [report["outcome"] for report in reports(ordered)] == ["done"]
+
+
+def test_how_much_is_logged_is_an_option_that_verbose_overrules(ordered: AgentMachine) -> None:
+    folder = ordered.root / "etc/turku-agent/config.d"
+    hand_out(ordered)
+    assert ordered.run("turku-agent-ping").errors == ""
+    (folder / "20-log.json").write_text('{"log_level": "info"}')
+    assert "INFO turku_core.agent.checkin: nothing is due" in ordered.run("turku-agent-ping").errors
+    (folder / "20-log.json").write_text('{"log_level": "error"}')
+    assert "nothing is due" in ordered.run("turku-agent-ping", "--verbose").errors
