@@ -132,6 +132,17 @@ def test_a_relations_key_is_rotated_over_the_relation_and_never_shown(serving: A
     assert printed.splitlines()[-1] == "[False, True]"
 
 
+def test_what_a_key_was_before_it_was_rotated_is_removed_when_nobody_reads_it(
+    serving: Api,
+) -> None:
+    relation = testing.Relation("agents", remote_app_name="agent")
+    serving.run(serving.on.relation_created(relation), **serving.with_relations(relation))
+    serving.act("rotate-registration-key", name=f"agents-{relation.id}")
+    secret = serving.secret_of(relation)
+    serving.run(serving.on.secret_remove(secret, revision=1))
+    assert serving.context.removed_secret_revisions == [1]
+
+
 def test_health_answers_also_when_the_fleet_is_not_well(filled: Api) -> None:
     serving_well = filled.act("health")
     assert "state" in serving_well

@@ -132,6 +132,11 @@ def test_a_storage_that_is_detached_stops_the_service_and_one_that_comes_back_st
     assert "turku-api.service" in serving.systemd.running
 
 
+def test_a_unit_without_its_storage_is_not_among_the_urls(serving: Api) -> None:
+    serving.run(serving.on.storage_detaching(DATA))
+    assert "addresses" not in serving.peers.local_unit_data
+
+
 def test_a_storage_that_comes_back_empty_is_not_filled_with_an_empty_database(
     serving: Api,
 ) -> None:
@@ -269,6 +274,19 @@ def test_an_upgrade_that_was_rolled_back_says_why_and_the_old_version_serves(
     assert serving.status[0] == "blocked"
     assert "the version before is in use again" in serving.status[1]
     assert serving.act("list-machines")["machines"] == []
+
+
+def test_what_else_has_changed_reaches_the_version_that_serves_after_a_roll_back(
+    serving: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(workload: Workload, start: Callable[[], None]) -> bool:
+        raise WorkloadError("turku-api 1.1.0 did not start.")
+
+    monkeypatch.setattr(Workload, "upgrade", refuse)
+    serving.run(serving.on.config_changed(), config={"log-level": "info"})
+    assert serving.options["log_level"] == "info"
+    assert serving.systemd.asked[-1] == "restart turku-api.service"
+    assert serving.status == ("blocked", "turku-api 1.1.0 did not start.")
 
 
 def test_a_start_that_fails_during_an_upgrade_is_told_to_the_workload(
