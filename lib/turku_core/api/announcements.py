@@ -118,10 +118,10 @@ def announce(announced: Sequence[Announced], now: datetime) -> AnnouncementChang
     changes = AnnouncementChanges()
     with transaction.atomic():
         keys = _keys_of(announced)
-        known = {
-            (row.key.name, row.unit): row
-            for row in _locked(Announcement.objects.filter(key__in=keys.values()))
-        }
+        said_before = Announcement.objects.filter(
+            key__in=keys.values(), unit__in={each.unit for each in announced}
+        )
+        known = {(row.key.name, row.unit): row for row in _locked(said_before)}
         former = []
         for place, each in sorted(by_unit.items()):
             row = known.get(place)
