@@ -216,14 +216,15 @@ class TurkuStorageCharm(ops.CharmBase):
         """Write the configuration. Raises TurkuError when it can't be; the former one stays."""
         options = self._options()
         host = options.public_address or self._address()
-        owner = self._service.ensure_owner()
         former = self._service.own_values().get("volumes", {})
         in_use = self._service.volumes_in_use()
         self._volumes = choose(self.root, attached, in_use, former)
+        usable = [each for each in self._volumes if each.path.is_mount() or not each.mount_required]
+        owner = self._service.ensure_owner(volume.path for volume in usable)
         self._problems += [Blocked(sentence) for sentence in detached(self._volumes)]
         self._explained |= {volume.name for volume in self._volumes if not volume.is_attached}
-        for volume in self._volumes:
-            if volume.path.is_mount() or not volume.mount_required:
+        for volume in usable:
+            with self._noting():
                 self._service.give_to(owner, volume.path)
         self._service.write_own(
             {

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from turku_charm import host
 from turku_charm.api_relation import Api, write_configuration, write_if_changed
 from turku_charm.programs import Programs
+from turku_charm.statuses import Blocked
 from turku_charm.workload import Workload
 from turku_core.configuration import read_file
 from turku_core.errors import ConfigurationError, TurkuError
@@ -22,7 +24,7 @@ from turku_core.relations import StorageUnit
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.privileges import Owner, find_owner
 from turku_core.storage.settings import HOST_KEYS_FOLDER, Paths, read_host_keys, read_settings
-from turku_core.storage.volumes import Volumes
+from turku_core.storage.volumes import MARKER, Volumes
 
 WORKER = "turku-storage-worker"
 PACKAGES = ("rsync", "openssh-server", "borgbackup", "btrfs-progs")
@@ -65,10 +67,19 @@ class Service:
         except ConfigurationError:
             return None
 
-    def ensure_owner(self) -> Owner:
-        """Return the unit's user, who is made, with the folders, if there is none. Raises."""
+    def ensure_owner(self, volumes: Iterable[Path]) -> Owner:
+        """Return the unit's user, who is made, with the folders, if there is none.
+
+        On a new unit that has been given the volumes of another one, the user gets the id that
+        those backups belong to.
+
+        Raises:
+            TurkuError: The user can't be made, or sshd doesn't take its part.
+        """
         if self.owner() is None:
-            self.programs.run("turku-storage", "install-service")
+            former = [uid for path in volumes if (uid := owner_of_backups(path)) is not None]
+            wanted = ["--uid", str(former[0])] if former and not _is_known(former[0]) else []
+            self.programs.run("turku-storage", "install-service", *wanted)
         return find_owner(self.paths)
 
     @property
@@ -105,9 +116,18 @@ class Service:
         write_configuration(self.paths.configuration, api, {}, owner.gid)
 
     def give_to(self, owner: Owner, path: Path) -> None:
-        """Let the unit's user, and nobody else, use a volume's top."""
+        """Let the unit's user, and nobody else, use a volume's top.
+
+        Raises:
+            Blocked: There are backups of another user.
+        """
         path.mkdir(parents=True, exist_ok=True)
         status = path.stat()
+        if owner_of_backups(path) not in (None, owner.uid):
+            raise Blocked(
+                f"{path} has backups of another storage unit, whose user's id is {status.st_uid}; "
+                f"here it is {owner.uid}. Attach the storage to a new unit, which takes it over."
+            )
         if (status.st_uid, status.st_gid) != (owner.uid, owner.gid):
             os.chown(path, owner.uid, owner.gid)
         if status.st_mode & 0o777 != 0o700:
@@ -183,6 +203,20 @@ class Service:
             "turku-storage", "usage", answering=(0, 1)
         )
         return found
+
+
+def owner_of_backups(path: Path) -> int | None:
+    """Return the id of the user whose backups lie on a volume; None: there are none."""
+    marker = path / MARKER
+    return marker.stat().st_uid if marker.exists() else None
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+        return True
+    except KeyError:
+        return False
 
 
 def end_processes_of(uid: int, seconds_max: float = ENDING_SECONDS) -> None:

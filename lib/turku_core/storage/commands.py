@@ -239,6 +239,10 @@ def storage() -> None:
         "without systemd: the cron line). What is there already stays.",
     )
     install.add_argument("--user", default="turku-storage", help="the unit's user")
+    install.add_argument(
+        "--uid", type=int, metavar="UID",
+        help="the user's id if there is no such user yet, as that of backups that are there",
+    )  # fmt: skip
     add(
         "uninstall-service",
         _uninstall,
@@ -356,9 +360,12 @@ def _install(arguments: argparse.Namespace) -> int:
 
     try:
         user = fields.user(arguments.user, "--user")
+        uid = arguments.uid
+        if uid is not None:
+            uid = fields.integer(uid, "--uid", 1, 2**31)
     except fields.FieldError as error:
         raise ConfigurationError(f"{error}.") from error
-    installed = install(arguments.root, user)
+    installed = install(arguments.root, user, uid)
     for path in installed.changed:
         print(f"Wrote {path}")
     for note in installed.notes:

@@ -44,10 +44,16 @@ class Installed:
     notes: tuple[str, ...]
 
 
-def install(root: Path, user: str = USER) -> Installed:
+def install(root: Path, user: str = USER, uid: int | None = None) -> Installed:
     """Install the storage unit's user, folders, sshd drop-in and worker; do only what is missing.
 
     Below a `root` that isn't ``/`` the files are written and nothing is started, nobody made.
+
+    Args:
+        root: What all paths are below.
+        user: The unit's user.
+        uid: The user's id if there is no such user yet, for a volume that has backups of one with
+            this id; None: the next that is free.
 
     Raises:
         ConfigurationError: It isn't run as root, or a path can't stand in the files.
@@ -59,7 +65,7 @@ def install(root: Path, user: str = USER) -> Installed:
     paths = Paths(root)
     notes = []
     if live:
-        notes += _ensure_user(user, paths)
+        notes += _ensure_user(user, paths, uid)
     _ensure_folders(paths, user if live else None)
     changed = install_sshd_drop_in(root, user, paths)
     worker = program("turku-storage-worker")
@@ -136,18 +142,23 @@ def _plain(path: Path) -> str:
     return str(path)
 
 
-def _ensure_user(user: str, paths: Paths) -> list[str]:
+def _ensure_user(user: str, paths: Paths, uid: int | None) -> list[str]:
     try:
         pwd.getpwnam(user)
         return []
     except KeyError:
-        # With a shell, for sshd runs the forced command in it; without a password, for keys only.
-        command = [
-            "useradd", "--system", "--user-group", "--shell", "/bin/sh",
-            "--home-dir", str(paths.state), "--no-create-home", "--password", "*", "--", user,
-        ]  # fmt: skip
-        _run(command)
+        _run(make_user_command(user, paths, uid))
         return [f"The user {user} was made."]
+
+
+def make_user_command(user: str, paths: Paths, uid: int | None) -> list[str]:
+    """Return the command that makes the unit's user."""
+    wanted = [] if uid is None else ["--uid", str(uid)]
+    # With a shell, for sshd runs the forced command in it; without a password, for keys only.
+    return [
+        "useradd", "--system", "--user-group", *wanted, "--shell", "/bin/sh",
+        "--home-dir", str(paths.state), "--no-create-home", "--password", "*", "--", user,
+    ]  # fmt: skip
 
 
 def _ensure_folders(paths: Paths, user: str | None) -> None:

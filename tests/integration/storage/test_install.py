@@ -14,6 +14,7 @@ from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.storage.install import (
     install,
     install_sshd_drop_in,
+    make_user_command,
     program,
     uninstall,
     wrong_options,
@@ -82,6 +83,19 @@ def test_what_is_uninstalled_lets_nobody_in_and_leaves_the_backups(root: Path) -
     assert (root / "etc/ssh/sshd_config.d/other.conf").exists()
     assert uninstall(root).changed == ()
     assert set(install(root, getpass.getuser()).changed) == set(installed.changed)
+
+
+def test_the_user_gets_the_id_of_the_backups_that_are_there() -> None:
+    paths = Paths(Path("/"))
+    plain = make_user_command("turku-storage", paths, None)
+    assert plain == [
+        "useradd", "--system", "--user-group", "--shell", "/bin/sh",
+        "--home-dir", "/var/lib/turku-storage", "--no-create-home", "--password", "*",
+        "--", "turku-storage",
+    ]  # fmt: skip
+    wanted = make_user_command("turku-storage", paths, 997)
+    assert [each for each in wanted if each not in plain] == ["--uid", "997"]
+    assert wanted[-2:] == plain[-2:]
 
 
 def test_the_drop_in_is_exactly_this() -> None:

@@ -19,6 +19,8 @@ from storage_volumes import Attached, UnitVolume, choose, detached, on_root_disk
 from tests.support.stand_in_api import StandInApi
 from tests.unit.charms.storage.conftest import WORKER, Systemd, Unit
 from tests.unit.charms.storage.fake_lvm import FakeLvm, fake_lvm
+from turku_charm.programs import Programs
+from turku_core.storage.volumes import MARKER
 
 ROOT = Path("/")
 DATA = Path("/srv/turku-storage/data")
@@ -189,6 +191,44 @@ def test_detached_storage_without_backups_is_forgotten(served: Unit, tmp_path: P
     assert list(served.paths) == ["folder"]
     served.run(served.on.update_status())
     assert served.status[0] == "active"
+
+
+@pytest.mark.needs_root
+def test_backups_of_another_units_user_are_not_taken_from_it(served: Unit, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (data, data / MARKER):
+        path.touch()
+        os.chown(path, 61234, 61234)
+    served.attach("data/0", data)
+    assert served.status[0] == "blocked"
+    assert (
+        "whose user's id is 61234; here it is 0. Attach the storage to a new unit"
+        in (served.status[1])
+    )
+    assert data.stat().st_uid == 61234
+
+
+@pytest.mark.needs_root
+def test_a_new_units_user_gets_the_id_of_the_backups_that_it_is_given(
+    unit: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / MARKER).touch()
+    os.chown(data / MARKER, 61234, 61234)
+    asked: list[tuple[str, ...]] = []
+
+    def run(self: Programs, name: str, *arguments: str, **_: object) -> str:
+        # Below a root of its own, install-service makes no user.
+        asked.append((name, *arguments))
+        return "{}"
+
+    monkeypatch.setattr(Programs, "run", run)
+    unit.attach("data/0", data, hook=False)
+    unit.install()
+    unit.relate()
+    assert asked[0] == ("turku-storage", "install-service", "--uid", "61234")
 
 
 # Block devices
