@@ -149,7 +149,10 @@ def cancel(order: RestoreOrder, now: datetime) -> None:
         NotPossible: It is being carried out, or has ended.
     """
     with transaction.atomic():
-        order = RestoreOrder.objects.select_for_update(no_key=True).get(pk=order.pk)
+        if order.machine_id is not None:
+            # Before the order, as everywhere.
+            Machine.objects.select_for_update(no_key=True).get(pk=order.machine_id)
+        order = RestoreOrder.objects.get(pk=order.pk)
         if order.state != OrderState.ORDERED:
             raise NotPossible(f"The order {order.pk} is {order.state} already.")
         order.state, order.ended_at = OrderState.CANCELLED, now

@@ -13,10 +13,12 @@ from django.test import Client
 
 from tests.support.api_world import AgentCaller, Answer, World
 from turku_core import credentials
+from turku_core.api import restore_orders
 from turku_core.api.announcements import Announced, announce, withdraw
 from turku_core.api.models import Announcement, Backup, Machine, Source
 from turku_core.api.relation_keys import RelationKey, sync_keys
 from turku_core.credentials import PublicKey
+from turku_core.errors import TurkuError
 
 T = TypeVar("T")
 
@@ -111,6 +113,25 @@ def test_a_report_that_is_sent_twice_at_once_is_recorded_once(world: World) -> N
     assert {answer.status for answer in answers} == {200}
     assert Backup.objects.count() == 1
     assert agent.source().failures == 1
+
+
+def test_an_order_that_is_fetched_and_cancelled_at_once_is_one_or_the_other(world: World) -> None:
+    world.unit()
+    agent = world.agent()
+    order = restore_orders.order_restore(agent.row, agent.row, {"source": "docs"}, world.now, "")
+
+    def fetch() -> bool:
+        answer = World.call_with(Client(), "agent_ping_checkin", agent.login).json
+        return "restore_orders" in answer["machine"]
+
+    def cancel() -> bool:
+        try:
+            restore_orders.cancel(order, world.now)
+        except TurkuError:
+            return False
+        return True
+
+    assert sum(all_at_once([fetch, cancel] * 4)) == 1
 
 
 def test_everything_at_once_ends_in_nothing_but_answers(world: World) -> None:
