@@ -60,16 +60,22 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
     except NotHere as error:
         return _refusal(request, payload, 404, str(error))
     except NotYet as error:
-        return _refusal(request, payload, 503, str(error))
+        # Nothing that anyone has to look at, and each newcomer asks several times.
+        return _refusal(request, payload, 503, str(error), logging.INFO)
     except (OperationalError, InterfaceError):
         log.exception("the database could not serve a call")
         return _text(503, "The API's database can't serve the call now; try again.")
 
 
 def _refusal(
-    request: HttpRequest, payload: Mapping[str, Any], status: int, reason: str
+    request: HttpRequest,
+    payload: Mapping[str, Any],
+    status: int,
+    reason: str,
+    level: int = logging.WARNING,
 ) -> HttpResponse:
-    log.warning(
+    log.log(
+        level,
         "%s of %s at %s: %d: %s",
         request.path_info,
         _who(payload),
@@ -128,7 +134,10 @@ def _refuse_constant(word: str) -> NoReturn:
 
 def _text(status: int, text: str) -> HttpResponse:
     content = text.encode("utf-8", "backslashreplace")
-    return HttpResponse(content, status=status, content_type="text/plain; charset=utf-8")
+    response = HttpResponse(content, status=status, content_type="text/plain; charset=utf-8")
+    # Django would add an error for every 503; what there is to say has been said.
+    response._has_been_logged = True  # type: ignore[attr-defined]  # django.utils.log.log_response
+    return response
 
 
 def _view(call: Call, bytes_max: int) -> Callable[[HttpRequest], HttpResponse]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -67,6 +68,14 @@ def test_a_machine_that_was_not_announced_is_told_to_wait(world: World) -> None:
     assert answer.status == 503
     assert "has not been announced on its relation yet" in answer.text
     assert not Machine.objects.exists()
+
+
+def test_a_machine_that_waits_is_nothing_to_worry_about(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        world.agent(register=False).update(auth=AUTH)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_an_announced_machine_registers(world: World) -> None:
