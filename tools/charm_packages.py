@@ -116,13 +116,9 @@ def install(charm: str, venv: Path, target: Target) -> None:
         published = [pin for pin in pins if pin.name not in SOURCE_ONLY]
         _pip("install", "--target", site_packages, "--no-compile", *target.pip_options(),
              *_required(work / "published.txt", published))  # fmt: skip
-        wheels = work / "wheels"
-        _build(TREE / "lib", "hatchling.build", tools, wheels)
-        for pin in pins:
-            if pin.name in SOURCE_ONLY:
-                _build(_unpacked(work, tools, pin), "setuptools.build_meta", tools, wheels)
+        own = [pin for pin in pins if pin.name in SOURCE_ONLY]
         _pip("install", "--target", site_packages, "--no-compile", "--no-index", "--no-deps",
-             "--upgrade", *sorted(wheels.iterdir()))  # fmt: skip
+             "--upgrade", *_wheels(own, work, tools))  # fmt: skip
     _strip(site_packages)
     # With this file the python that dispatch links into venv/bin finds the packages.
     (venv / "pyvenv.cfg").write_text(
@@ -156,6 +152,16 @@ def _required(path: Path, pins: Sequence[Pin]) -> tuple[str, ...]:
     return ("--no-deps", "--require-hashes", "--requirement", str(path))
 
 
+def _wheels(pins: Sequence[Pin], work: Path, tools: Path) -> list[Path]:
+    """Build wheels of turku_core and of packages that have none, and return them."""
+    folder = work / "wheels"
+    folder.mkdir()
+    _build(TREE / "lib", "hatchling.build", tools, folder)
+    for pin in pins:
+        _build(_unpacked(work, tools, pin), "setuptools.build_meta", tools, folder)
+    return sorted(folder.iterdir())
+
+
 def _unpacked(work: Path, tools: Path, pin: Pin) -> Path:
     """Fetch a package's source and return the folder that it was unpacked into."""
     folder = work / pin.name
@@ -179,7 +185,6 @@ def _build(source: Path, backend: str, tools: Path, wheels: Path) -> None:
 
     pip would let everything take part that happens to be installed beside it.
     """
-    wheels.mkdir(exist_ok=True)
     command = (sys.executable, "-I", "-S", "-c", _BUILD, tools, backend, wheels)
     done = subprocess.run(
         command, check=False, cwd=source, capture_output=True, text=True, errors="replace"
