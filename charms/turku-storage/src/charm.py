@@ -18,6 +18,7 @@ from storage_service import Service
 from storage_volumes import (
     BLOCK,
     DATA,
+    FOLDER,
     HOME,
     Attached,
     UnitVolume,
@@ -246,6 +247,8 @@ class TurkuStorageCharm(ops.CharmBase):
         )
         if api is not None:
             self._service.write_api(api, owner)
+        if all(volume.name != FOLDER for volume in self._volumes):
+            self._service.leave(self.root / HOME / FOLDER)
 
     def _options(self) -> StorageOptions:
         try:

@@ -24,7 +24,7 @@ from turku_core.relations import StorageUnit
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.privileges import Owner, find_owner
 from turku_core.storage.settings import HOST_KEYS_FOLDER, Paths, read_host_keys, read_settings
-from turku_core.storage.volumes import MARKER, Volumes
+from turku_core.storage.volumes import MARKER, RESERVE, Volumes
 
 WORKER = "turku-storage-worker"
 PACKAGES = ("rsync", "openssh-server", "borgbackup", "btrfs-progs")
@@ -132,6 +132,10 @@ class Service:
             os.chown(path, owner.uid, owner.gid)
         if status.st_mode & 0o777 != 0o700:
             path.chmod(0o700)
+
+    def leave(self, path: Path) -> None:
+        """Give back the room that the unit has set aside on what is no volume of its any more."""
+        (path / RESERVE).unlink(missing_ok=True)
 
     def digest(self) -> str:
         """Return a word for all that the worker reads when it starts."""

@@ -20,7 +20,7 @@ from tests.support.stand_in_api import StandInApi
 from tests.unit.charms.storage.conftest import WORKER, Systemd, Unit
 from tests.unit.charms.storage.fake_lvm import FakeLvm, fake_lvm
 from turku_charm.programs import Programs
-from turku_core.storage.volumes import MARKER
+from turku_core.storage.volumes import MARKER, RESERVE
 
 ROOT = Path("/")
 DATA = Path("/srv/turku-storage/data")
@@ -157,8 +157,11 @@ def test_storage_attached_after_the_folder_was_used_takes_the_new_machines(
 def test_an_unused_folder_is_forgotten_when_storage_comes(served: Unit, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
+    reserve = served.root / "srv/turku-storage/folder" / RESERVE
+    reserve.write_text("room")
     served.attach("data/0", data)
     assert list(served.paths) == ["data"]
+    assert not reserve.exists(), "the root disk has its room back"
 
 
 def test_detached_storage_with_backups_is_missed_and_nothing_takes_its_place(
