@@ -41,7 +41,7 @@ class TurkuStorageCharm(ops.CharmBase):
     """Keeps the storage unit as the relation, the options and the attached storage say."""
 
     root = Path("/")
-    _stored = ops.StoredState()
+    _stored = ops.StoredState()  # type: ignore[no-untyped-call] # ops gives it no types
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
