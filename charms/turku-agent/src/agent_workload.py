@@ -153,9 +153,10 @@ class Agent:
         nobody comes back to try again.
         """
         for service in SERVICES:
-            if (self._units / service).exists():
-                with _going_on():
-                    host.stop(service)
+            # A backup may still run when its unit's file went with the relation to the API.
+            is_known = (self._units / service).exists()
+            with _going_on() if is_known else contextlib.suppress(TurkuError):
+                host.stop(service)
         if self.workload.is_installed():
             with _going_on():
                 self.programs.run("turku-update-config", "uninstall")

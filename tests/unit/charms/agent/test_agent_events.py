@@ -310,6 +310,16 @@ def test_services_are_stopped_before_their_files_go(agent: AgentUnit, on_host: H
     assert not agent.path("etc/turku-agent").exists()
 
 
+def test_a_backup_that_outlived_the_relation_to_the_api_is_stopped_as_well(
+    agent: AgentUnit, on_host: Host
+) -> None:
+    agent.join(sources=OPTION)
+    agent.run("relation_broken", agent.api)
+    assert on_host.stopped == []
+    agent.run("remove", relations=[])
+    assert "turku-agent-ping.service" in on_host.stopped
+
+
 def test_what_was_restored_and_what_an_operator_added_stays(agent: AgentUnit) -> None:
     agent.join(sources=OPTION)
     restored = agent.path("var/lib/turku-agent/restore/etc/20261122T102538Z/hosts")
