@@ -7,6 +7,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from agent_machine import Claim, Machine, carrier, speaker
@@ -16,6 +17,7 @@ from turku_charm.workload import Workload
 from turku_core.agent.identity import load_identity
 from turku_core.agent.settings import Locations
 from turku_core.agent.sources import source_files
+from turku_core.agent.status import read_status
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.fields import public_key, uuid
 from turku_core.relations import AgentUnit, ApiAccess
@@ -32,6 +34,7 @@ SERVICES = (
     UPDATE_SERVICE,
     "turku-agent-ping.service",
 )
+STATUS_FRESH = timedelta(minutes=15)
 STATUS_SECONDS_MAX = 5.0
 """An API that is down must not hold up the machine's hooks; what it said last is good enough."""
 
@@ -137,9 +140,18 @@ class Agent:
         write_if_changed(self._told, digest, 0o600)
         return True
 
-    def refresh_status(self) -> None:
-        """Ask the API how the sources fare, if it answers at once; the agent keeps what it says."""
-        if not self.is_configured():
+    def refresh_status(self, now: datetime) -> None:
+        """Ask the API how the sources fare, if it answers at once; the agent keeps what it says.
+
+        The agent asks by itself after what it does. For all else a quarter of an hour is soon
+        enough: thousands of machines ask one API.
+
+        Args:
+            now: The time, aware.
+        """
+        known = read_status(self.locations)
+        is_fresh = known is not None and now - known.asked_at < STATUS_FRESH
+        if not self.is_configured() or (is_fresh and not self.locations.status_is_old.exists()):
             return
         try:
             self.programs.run("turku-agent-ping", "--status", seconds_max=STATUS_SECONDS_MAX)

@@ -109,7 +109,7 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _on_update_status(self, _: ops.EventBase) -> None:
         self._reconcile()
-        self._agent.refresh_status()
+        self._agent.refresh_status(datetime.now(timezone.utc))
 
     def _on_remove(self, _: ops.EventBase) -> None:
         with self._machine.locked():

@@ -194,6 +194,21 @@ def test_several_apis_and_their_authority_are_configured(agent: AgentUnit) -> No
     assert agent.configuration()["api_ca_certificate"] == str(path)
 
 
+def test_an_older_api_that_has_no_keys_for_relations_and_a_newer_one_that_says_more(
+    agent: AgentUnit,
+) -> None:
+    older = agent.api_says(registration_key=None, registration_secret_id=None)
+    agent.run("install", relations=[agent.host, older], config={"sources": OPTION})
+    assert "api_auth_secret" not in agent.configuration()
+    assert agent.status.name == "active"
+    newer = agent.api_says()
+    newer = dataclasses.replace(
+        newer, remote_app_data={**newer.remote_app_data, "version": "2", "of_later": "1"}
+    )
+    agent.run("relation_changed", newer, relations=[agent.host, newer], secrets=[agent.secret])
+    assert agent.configuration()["api_auth_secret"] == KEY
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("restore-orders", "everywhere"), ("log-level", "loud")]
 )

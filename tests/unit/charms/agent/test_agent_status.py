@@ -14,7 +14,9 @@ from ops import testing
 
 from agent_status import unit_status
 from tests.support.agent_unit import AgentUnit
+from turku_charm.programs import Programs
 from turku_charm.statuses import Blocked, NotReady
+from turku_core.agent.settings import Locations
 from turku_core.agent.status import Status
 from turku_core.errors import TurkuError
 from turku_core.protocol.client import CONNECT_SECONDS
@@ -100,6 +102,35 @@ def test_what_the_agent_keeps_is_what_the_status_says(agent: AgentUnit) -> None:
     agent.path("var/lib/turku-agent/status.json").write_text(json.dumps(kept))
     agent.run("update_status")
     assert agent.status == testing.ActiveStatus("Last good backup 2026-11-22 10:25 UTC.")
+
+
+def test_the_api_is_asked_when_its_answer_is_old_or_something_has_happened_since(
+    agent: AgentUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.join(sources="etc: {path: /etc}")
+    asked: list[str] = []
+
+    def run(programs: Programs, name: str, *arguments: str, **more: object) -> str:
+        asked.extend(arguments)
+        return ""
+
+    monkeypatch.setattr(Programs, "run", run)
+    agent.run("update_status")
+    assert asked == ["--status"]
+    kept = agent.path("var/lib/turku-agent/status.json")
+    kept.write_text(json.dumps(Status(datetime.now(timezone.utc), {}).to_json()))
+    agent.run("update_status")
+    assert asked == ["--status"]
+    locations = Locations(agent.root)
+    locations.status_is_old.parent.mkdir(parents=True, exist_ok=True)
+    locations.status_is_old.touch()
+    agent.run("update_status")
+    assert asked == ["--status"] * 2
+    locations.status_is_old.unlink()
+    old = datetime.now(timezone.utc) - timedelta(minutes=20)
+    kept.write_text(json.dumps(Status(old, {}).to_json()))
+    agent.run("update_status")
+    assert asked == ["--status"] * 3
 
 
 def test_an_api_that_does_not_answer_does_not_hold_up_the_hook(
