@@ -177,21 +177,21 @@ class Service:
         try:
             knows_nobody = self.is_empty()
             self.write(after, group)
-            self.has_tables()  # Whether it answers, before the service stops for it.
-            self.stop()
             self.migrate()
-            if not self.is_empty():
-                if not knows_nobody:
-                    raise CopyRefused(
-                        "PostgreSQL has machines or storage units of a Turku already, and so has "
-                        "SQLite, which is served from as before: integrate with an empty database."
-                    )
+            if self.is_empty():
+                self.stop()
+                self.copy_sqlite()
+            elif knows_nobody:
                 logger.warning("SQLite knew nobody: what is in PostgreSQL is taken as it is")
             else:
-                self.copy_sqlite()
+                raise CopyRefused(
+                    "PostgreSQL has machines or storage units of a Turku already, and so has "
+                    "SQLite, which is served from as before: integrate with an empty database."
+                )
         except TurkuError:
             self.write(before, group)
-            self.start(migrate=False)
+            if not self.is_running():
+                self.start(migrate=False)
             raise
         write_durably(self._copied, f"{relation}\n")
 

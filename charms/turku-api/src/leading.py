@@ -16,7 +16,7 @@ from turku_core.relations import URLS_MAX, ApiAccess
 from website import base_url
 
 
-def keep_keys(peers: Peers, keys: Keys, *, sees_all_relations: bool) -> None:
+def keep_keys(peers: Peers, keys: Keys, *, sees_all_relations: bool, look_again: bool) -> None:
     """Make the keys that are missing, and revoke those whose relation is gone.
 
     Args:
@@ -24,9 +24,10 @@ def keep_keys(peers: Peers, keys: Keys, *, sees_all_relations: bool) -> None:
         keys: The keys.
         sees_all_relations: False on a unit that has just come: it is told of its relations one by
             one, and one that it doesn't know yet isn't gone.
+        look_again: Whether to see that what is on record is really there.
     """
     record = peers.record
-    ids = keys.mint(record.keys)
+    ids = keys.mint(record.keys, look_again=look_again)
     gone = {name: secret_id for name, secret_id in record.keys.items() if name not in ids}
     if sees_all_relations:
         for name, secret_id in gone.items():
