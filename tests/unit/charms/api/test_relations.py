@@ -9,6 +9,7 @@ import pytest
 from ops import testing
 
 from tests.unit.charms.api.conftest import DATA, Api
+from turku_charm.programs import Programs
 from turku_core.credentials import PublicKey, make_ssh_key_pair
 from turku_core.relations import AgentUnit, StorageUnit
 
@@ -120,6 +121,27 @@ def test_an_event_of_one_unit_looks_at_that_unit_alone(serving: Api) -> None:
     serving.run(serving.on.relation_created(relation), **serving.with_relations(relation))
     serving.run(serving.on.relation_changed(serving.relation(relation), remote_unit=1))
     assert {unit for _, unit, _ in announced(serving)} == {"agent/1"}
+
+
+def test_a_units_event_costs_one_command_however_many_units_there_are(
+    serving: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relation = agents(**{f"unit{number}": agent() for number in range(5)}, unit9={})
+    serving.run(serving.on.relation_created(relation), **serving.with_relations(relation))
+    ran: list[str] = []
+    run = Programs.run
+
+    def count(self: Programs, name: str, *words: str, **options: Any) -> str:
+        ran.append(words[0])
+        return run(self, name, *words, **options)
+
+    monkeypatch.setattr(Programs, "run", count)
+    serving.run(serving.on.relation_joined(serving.relation(relation), remote_unit=9))
+    assert ran == []
+    serving.run(serving.on.relation_changed(serving.relation(relation), remote_unit=3))
+    assert ran == ["announce"]
+    serving.run(serving.on.relation_departed(serving.relation(relation), remote_unit=3))
+    assert ran == ["announce", "withdraw"]
 
 
 def test_a_new_leader_announces_every_unit(serving: Api) -> None:
