@@ -325,6 +325,17 @@ def test_a_storage_units_mark_can_be_changed_and_nothing_that_it_says_of_itself(
     assert site.post(path, {**fields, "high_water_mark": "101"}).status_code == 200
 
 
+def test_an_operators_word_on_a_storage_unit_outlives_what_relations_announce(
+    site: Client, unit: UnitCaller
+) -> None:
+    path = f"{SITE}/storageunit/{unit.row.pk}/change/"
+    unit.row.deactivate(withdrawn=True)
+    assert site.post(path, {"high_water_mark": "70"}).status_code == 302
+    assert (unit.row.active, unit.row.withdrawn) == (False, True)
+    assert site.post(path, {"high_water_mark": "70", "active": "on"}).status_code == 302
+    assert (unit.row.active, unit.row.withdrawn) == (True, False)
+
+
 def test_filter_sets_are_edited_a_rule_a_line_and_kept_while_in_use(
     site: Client, world: World
 ) -> None:
