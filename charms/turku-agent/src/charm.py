@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,20 +15,12 @@ from pathlib import Path
 import ops
 
 import agent_actions
-from agent_machine import Claim, Machine, Stated
-from agent_sources import (
-    OPTION,
-    Files,
-    Place,
-    names_of_others,
-    option_place,
-    relation_place,
-    resolve,
-)
+from agent_machine import Claim, Machine
+from agent_places import read_places
+from agent_sources import Files, names_of_others, resolve
 from agent_status import unit_status
 from agent_workload import Agent
 from backup_hooks import write_hooks
-from backup_request import Asked, read_request
 from turku_charm import api_relation
 from turku_charm.actions import answer
 from turku_charm.cos_agent import metrics_listen, publish_cos_agent
@@ -225,44 +217,17 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _with_sources(self, mine: Claim, others: Sequence[Claim]) -> Claim:
         """Return the claim with what the places of this unit say is to be backed up."""
-        places = [*self._relation_places(mine), option_place(str(self.config["sources"]))]
-        self._remarks = tuple(remark for place in places for remark in place.remarks)
+        hooks = self._agent.hooks / mine.file_stem
+        option = str(self.config["sources"])
+        said = read_places(self.model, self._principal_if_known(), option, mine, hooks)
+        if said.hooks is not None:
+            write_hooks(hooks, said.hooks)
+        self._remarks = tuple(remark for place in said.places for remark in place.remarks)
         names, clashes = self._files.names_of_principals([mine, *others])
-        resolved = resolve(places, mine.places, names_of_others(mine, others) | names)
+        resolved = resolve(said.places, mine.places, names_of_others(mine, others) | names)
         for sentence in (*clashes, *resolved.problems):
             self._note(Blocked(sentence))
         return dataclasses.replace(mine, places=resolved.places)
-
-    def _relation_places(self, mine: Claim) -> list[Place]:
-        """Return what the principal says; while it isn't known, all stays as it was."""
-        try:
-            principal = self._principal()
-        except NotReady:
-            former = ((key, place) for key, place in mine.places.items() if key != OPTION)
-            return [Place(key, place.label, None) for key, place in former]
-        places = []
-        for relation in self.model.relations["sources"]:
-            unit = next((unit for unit in relation.units if unit.name == principal), None)
-            if relation.active:
-                databag = relation.data[unit] if unit is not None else {}
-                places.append(relation_place(f"sources:{relation.id}", principal, databag))
-        hooks = self._agent.hooks / mine.file_stem
-        asked = self._backup_requests(principal, hooks, mine.places)
-        if all(each.hooks is not None for each in asked):
-            texts = {key: text for each in asked for key, text in (each.hooks or {}).items()}
-            write_hooks(hooks, texts)
-        return [*places, *(each.place for each in asked)]
-
-    def _backup_requests(
-        self, principal: str, hooks: Path, former: Mapping[str, Stated]
-    ) -> list[Asked]:
-        """Read the `backup` relations of this unit's principal; others are other machines'."""
-        asked = []
-        for relation in self.model.relations["backup"]:
-            if relation.active and relation.app.name == principal.partition("/")[0]:
-                key, databag = f"backup:{relation.id}", relation.data[relation.app]
-                asked.append(read_request(key, principal, databag, hooks, former.get(key)))
-        return asked
 
     def _introduce(self) -> None:
         """Publish who the machine is, so that the API lets it register."""
@@ -293,6 +258,12 @@ class TurkuAgentCharm(ops.CharmBase):
             raise Blocked(str(error)) from error
 
     def _principal(self) -> str:
+        principal = self._principal_if_known()
+        if principal is None:
+            raise NotReady("Waiting for the principal.")
+        return principal
+
+    def _principal_if_known(self) -> str | None:
         """Return the principal unit that this unit is beside."""
         named = os.environ.get("JUJU_PRINCIPAL_UNIT")
         if named:
@@ -301,7 +272,7 @@ class TurkuAgentCharm(ops.CharmBase):
             for relation in self.model.relations[endpoint]:
                 for unit in relation.units:
                     return unit.name
-        raise NotReady("Waiting for the principal.")
+        return None
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
