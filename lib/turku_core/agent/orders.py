@@ -122,7 +122,9 @@ def _restore(order: RestoreOrder, root: Path, journal: Journal, stop: Stop) -> R
         # Nothing was begun: the storage unit can't be reached, or doesn't know the machine yet.
         raise TryAgainLater(str(error)) from error
     if agent.settings.restore_orders is not OrdersAllowed.ANYWHERE:
-        task = _confined(task, order, agent.settings, journal)
+        task = dataclasses.replace(_inside(task, order, agent.settings, journal), hooks_of=None)
+    elif order.target is None and not order.in_place:
+        task = _inside(task, order, agent.settings, journal)
     journal.begin(order.id, task.folder)
     report = carry_out(agent, task, stop, on_progress=lambda line: None)
     return RestoreReport(
@@ -177,22 +179,32 @@ def require_allowed(order: RestoreOrder, settings: Settings) -> None:
         )
 
 
-def _confined(task: Task, order: RestoreOrder, settings: Settings, journal: Journal) -> Task:
-    """Return the task as it is allowed in the restore folder.
+def _inside(task: Task, order: RestoreOrder, settings: Settings, journal: Journal) -> Task:
+    """Return the task with a folder inside the restore folder that is this order's alone.
 
     Raises:
         OrderRefused: The folder leads elsewhere, or holds what another restore brought.
     """
+    top = settings.restore_path.absolute()
+    folder = task.folder
+    if order.target is None and not _is_own(folder, order, journal):
+        # That snapshot was restored before. In a folder beside it nothing is mixed or lost.
+        folder = folder.with_name(f"{folder.name}-{order.id[:8]}")
     try:
-        require_own_folders(task.folder, settings.restore_path.absolute())
+        require_own_folders(folder, top)
     except ConfigurationError as error:
         raise OrderRefused(str(error)) from error
-    if journal.folder(order.id) != task.folder and _holds_something(task.folder):
+    if not _is_own(folder, order, journal):
         raise OrderRefused(
-            f"The folder {printable(str(task.folder))} holds something already, with which a "
-            "restore order does not mix: order it with another target."
+            f"The folder {printable(str(folder))} holds something already, with which a restore "
+            "order does not mix: order it with another target."
         )
-    return dataclasses.replace(task, hooks_of=None)
+    return dataclasses.replace(task, folder=folder)
+
+
+def _is_own(folder: Path, order: RestoreOrder, journal: Journal) -> bool:
+    """Say whether a folder is new, empty, or the one that the order was begun in."""
+    return journal.folder(order.id) == folder or not _holds_something(folder)
 
 
 def _holds_something(folder: Path) -> bool:
@@ -200,6 +212,8 @@ def _holds_something(folder: Path) -> bool:
         return any(folder.iterdir())
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
 
 
 class Journal:

@@ -94,6 +94,22 @@ def test_an_order_is_carried_out_into_the_restore_folder_and_reported(
     assert ordered.leftovers() == []
 
 
+def test_the_same_snapshot_again_comes_into_a_folder_beside_the_first(
+    ordered: AgentMachine, unit: StandInUnit
+) -> None:
+    for where in ("restore-folder", "anywhere"):
+        allow(ordered, where)
+        wanted = order()
+        hand_out(ordered, wanted)
+        ordered.run("turku-agent-ping")
+        target = Path(reports(ordered)[-1]["target"])
+        (target / "a").write_text("kept")
+    first, second = (Path(report["target"]) for report in reports(ordered))
+    assert first == ordered.state / "restore/docs" / NEWEST
+    assert second == first.with_name(f"{NEWEST}-{wanted['id'][:8]}")
+    assert [(folder / "a").read_text() for folder in (first, second)] == ["kept", "kept"]
+
+
 def test_a_folder_inside_the_restore_folder_may_be_named(
     ordered: AgentMachine, unit: StandInUnit
 ) -> None:
