@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pwd
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Programs:
                 timeout=seconds_max,
                 check=False,
                 cwd="/",
+                env=_environment(os.environ),
                 user=None if entry is None else entry.pw_uid,
                 group=None if entry is None else entry.pw_gid,
                 extra_groups=None if entry is None else [],
@@ -114,6 +116,19 @@ class Programs:
             return json.loads(printed)
         except ValueError as error:
             raise TurkuError(f"{name} {' '.join(arguments[:1])} answered no JSON.") from error
+
+
+def _environment(hooks: Mapping[str, str]) -> dict[str, str]:
+    """Return a hook's environment without what is the charm's own.
+
+    The programs, and the scripts that they run for others, find the same as when systemd starts
+    them: no modules of the charm, and no way to Juju.
+    """
+    return {
+        key: value
+        for key, value in hooks.items()
+        if not key.startswith(("JUJU_", "PYTHON")) and key != "CHARM_DIR"
+    }
 
 
 def _failure(name: str, code: int, said: str) -> TurkuError:

@@ -55,6 +55,15 @@ def test_a_command_of_the_api_works_below_its_root(tmp_path: Path) -> None:
     assert (tmp_path / "var/lib/turku-api/turku.sqlite3").is_file()
 
 
+def test_the_hooks_own_environment_stays_with_the_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JUJU_CONTEXT_ID", "PYTHONPATH", "CHARM_DIR", "LANG"):
+        monkeypatch.setenv(name, "of-the-hook")
+    lines = script(tmp_path, "env").run("turku-tried").splitlines()
+    assert [line for line in lines if "of-the-hook" in line] == ["LANG=of-the-hook"]
+
+
 def test_what_it_prints_comes_back_and_its_input_goes_in(tmp_path: Path) -> None:
     assert script(tmp_path, "tr a-z A-Z").run("turku-tried", given="secret") == "SECRET"
 
