@@ -131,7 +131,8 @@ def test_the_unit_and_the_cron_line_run_the_worker_as_the_units_user() -> None:
 def test_the_worker_sees_the_same_boot_id_as_the_sessions_in_a_container_too() -> None:
     unit = render("turku-storage-worker.service.j2", user="u", worker="/opt/w")
     settings = [line for line in unit.splitlines() if not line.startswith("#")]
-    assert not any(line.startswith(("ProtectKernelTunables", "ProcSubset")) for line in settings)
+    fresh_proc = ("ProtectKernelTunables", "ProtectControlGroups", "ProtectProc", "ProcSubset")
+    assert not any(line.startswith(fresh_proc) for line in settings)
 
 
 def test_a_systemd_unit_is_one_that_systemd_accepts(root: Path) -> None:
