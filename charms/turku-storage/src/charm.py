@@ -205,9 +205,7 @@ class TurkuStorageCharm(ops.CharmBase):
             if isinstance(step, Unmount):
                 self._service.stop()
 
-        left, _ = lvm.ensure(
-            self.root / HOME / BLOCK, self.root / "etc/fstab", devices, before=before
-        )
+        left = lvm.ensure(self.root / HOME / BLOCK, self.root / "etc/fstab", devices, before)
         if left.waiting or left.problems:
             self._explained.add(BLOCK)
         self._problems += [NotReady(sentence) for sentence in left.waiting]
@@ -220,7 +218,11 @@ class TurkuStorageCharm(ops.CharmBase):
         former = self._service.own_values().get("volumes", {})
         in_use = self._service.volumes_in_use()
         self._volumes = choose(self.root, attached, in_use, former)
-        usable = [each for each in self._volumes if each.path.is_mount() or not each.mount_required]
+        usable = [
+            volume
+            for volume in self._volumes
+            if volume.is_attached and (volume.path.is_mount() or not volume.mount_required)
+        ]
         owner = self._service.ensure_owner(volume.path for volume in usable)
         self._problems += [Blocked(sentence) for sentence in detached(self._volumes)]
         self._explained |= {volume.name for volume in self._volumes if not volume.is_attached}
@@ -280,7 +282,8 @@ class TurkuStorageCharm(ops.CharmBase):
         if self._stored.started_with != service.digest() or not service.is_registered:
             with self._noting():
                 service.register()
-        service.workload.upgrade(self._start)
+        with self._noting():
+            service.workload.upgrade(self._start)
         self.unit.set_workload_version(service.workload.version() or "")
         if self._stored.started_with != service.digest() or not service.is_running():
             self._start()
@@ -315,7 +318,8 @@ class TurkuStorageCharm(ops.CharmBase):
             logger.warning("%s", error)
             self._problems.append(error)
         except OSError as error:
-            self._problems.append(TurkuError(f"{error.filename}: {error.strerror}."))
+            where = f" ({error.filename})" if error.filename else ""
+            self._problems.append(TurkuError(f"{error.strerror or error}{where}."))
 
 
 if __name__ == "__main__":

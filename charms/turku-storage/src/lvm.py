@@ -75,7 +75,7 @@ def ensure(
     fstab: Path,
     attached: Mapping[str, Path | None],
     before: Callable[[Step], None] = lambda step: None,
-) -> tuple[Plan, bool]:
+) -> Plan:
     """Do all that can be done about the block devices, and return what is left.
 
     Args:
@@ -85,8 +85,7 @@ def ensure(
         before: Called before each step.
 
     Returns:
-        The last plan, which has no steps, only what stands in the way; and whether anything was
-        done.
+        The last plan, which has no steps, only what stands in the way.
 
     Raises:
         LvmError: A step failed. What was done stays, and the next call goes on from there.
@@ -95,7 +94,7 @@ def ensure(
     for _ in range(ROUNDS_MAX):
         found = plan(read_facts(mount_point, fstab, attached))
         if not found.steps:
-            return found, former is not None
+            return found
         if found == former:
             break
         for step in found.steps:

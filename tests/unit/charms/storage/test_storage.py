@@ -181,6 +181,7 @@ def test_detached_storage_with_backups_is_missed_and_nothing_takes_its_place(
     assert served.status[0] == "blocked"
     assert list(served.paths) == ["data"]
     assert systemd.running == {WORKER}, "what needs no storage goes on"
+    assert not data.exists(), "no folder is made in its place"
 
     (tmp_path / "away").rename(data)
     served.attach("data/0", data)
