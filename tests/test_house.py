@@ -16,8 +16,6 @@ import pytest
 TREE = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 COMMANDS = TREE / "docs/reference/commands.md"
-ISSUES_TO_COME = {34}
-"""Lines of prior art that are about the charms."""
 
 
 def tracked_files() -> list[Path]:
@@ -171,7 +169,7 @@ def test_every_line_of_prior_art_about_these_parts_is_a_test() -> None:
         if path.parts[0] == "tests"
         for number in re.findall(r"def test_prior_art_(\d+)_", text)
     }
-    assert set(range(1, 37)) - ISSUES_TO_COME - numbers == set()
+    assert set(range(1, 37)) - numbers == set()
 
 
 @pytest.mark.parametrize("role", ["agent", "api", "storage"])

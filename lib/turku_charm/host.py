@@ -46,14 +46,6 @@ def stop(service: str) -> None:
         raise TurkuError(f"{service} could not be stopped: {error}") from error
 
 
-def start_soon(service: str) -> None:
-    """Let systemd start a oneshot service, without waiting for it to end. Raises TurkuError."""
-    try:
-        systemd.service_start("--no-block", service)
-    except systemd.SystemdError as error:
-        raise TurkuError(f"{service} could not be started: see journalctl -u {service}.") from error
-
-
 def start_anew(service: str) -> None:
     """Let systemd start a oneshot service soon; one that runs already begins again.
 

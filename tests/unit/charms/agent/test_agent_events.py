@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+from types import SimpleNamespace
 
 import pytest
 from ops import testing
@@ -271,12 +271,11 @@ def test_a_part_of_the_identity_that_is_lost_is_made_again_or_named(agent: Agent
 def test_packages_that_are_missing_are_installed_and_nothing_else(
     agent: AgentUnit, on_host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    programs = {"rsync": "/bin/rsync", "ssh": "/bin/ssh", "setpriv": "/bin/setpriv"}
+    monkeypatch.setattr("agent_workload.shutil", SimpleNamespace(which=programs.get))
     agent.run("install")
     assert on_host.installed == []
-    which = shutil.which
-    monkeypatch.setattr(
-        shutil, "which", lambda name, **more: None if name == "ssh" else which(name, **more)
-    )
+    del programs["ssh"]
     agent.run("update_status")
     assert on_host.installed == ["openssh-client"]
 
