@@ -161,9 +161,7 @@ def test_usage_says_how_full_the_volumes_are(served: Unit, records: list[Record]
         ("list-snapshots", {"source": "docs"}, "say as well which machine's it is"),
         ("list-snapshots", {"machine": MACHINE, "source": "../etc"}, "source: must be a name"),
         ("list-snapshots", {"machine": "--json"}, "machine: must be a UUID or a name"),
-        ("list-snapshots", {"machine": "nobody"}, "No machine is called 'nobody' here"),
         ("verify", {"snapshot": "-x"}, "snapshot: must be a snapshot's name"),
-        ("verify", {"machine": MACHINE}, "There is no such snapshot to verify."),
         ("expire", {"machine": "a\nb"}, "machine: must be one line of printable text"),
         (
             "restore",
@@ -175,17 +173,21 @@ def test_usage_says_how_full_the_volumes_are(served: Unit, records: list[Record]
             {"machine": MACHINE, "source": "docs", "target": "/tmp/x", "paths": ["../up"]},
             "paths[0]: must be a path inside the source",
         ),
-        (
-            "restore",
-            {"machine": MACHINE, "source": "docs", "target": "/nowhere/at/all"},
-            "has no snapshots",
-        ),
     ],
 )
-def test_a_bad_parameter_fails_with_a_sentence(
-    served: Unit, action: str, params: dict[str, object], words: str
+def test_a_bad_parameter_fails_with_a_sentence_before_anything_is_done(
+    unit: Unit, action: str, params: dict[str, object], words: str
 ) -> None:
-    assert words in served.failure(action, **params)
+    assert words in unit.failure(action, **params)
+
+
+def test_what_is_not_there_is_said_in_the_programs_words(served: Unit) -> None:
+    nobody = served.failure("list-snapshots", machine="nobody")
+    assert "No machine is called 'nobody' here" in nobody
+    assert "There is no such snapshot to verify." in served.failure("verify", machine=MACHINE)
+    nowhere = {"machine": MACHINE, "source": "docs", "target": "/nowhere/at/all"}
+    assert "has no snapshots" in served.failure("restore", **nowhere)
+    assert not Path("/nowhere").exists()
 
 
 def test_before_the_unit_is_set_up_there_is_nothing_to_act_on(unit: Unit) -> None:

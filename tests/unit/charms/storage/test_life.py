@@ -120,29 +120,17 @@ def test_a_changed_option_reaches_the_worker_which_begins_anew_once(
     assert served.published["ssh_host"] == "storage.example.com"
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("snapshot-mode", "zfs", "must be one of auto, borg, btrfs, link-dest, none, not 'zfs'"),
-        ("high-water-mark", 101, "must be a whole number from 1 to 100, not 101"),
-        ("high-water-mark", 0, "must be a whole number from 1 to 100, not 0"),
-        ("slots", 0, "must be a whole number from 1 to 1000, not 0"),
-        ("expiry-floor", 0, "must be a whole number from 1 to 1000, not 0"),
-        ("expiry-grace-days", -1, "must be a whole number from 0 to 36500, not -1"),
-        ("public-address", "-oProxyCommand=x", "must be a host name or an IP address"),
-        ("log-level", "loud", "must be one of debug, info, warning, error, not 'loud'"),
-    ],
-)
 def test_an_option_that_is_not_valid_is_named_and_the_unit_goes_on_as_before(
-    served: Unit, systemd: Systemd, option: str, value: str | int, words: str
+    served: Unit, systemd: Systemd
 ) -> None:
     before = served.configuration()
-    served.run(served.on.config_changed(), config={option: value, "slots": value or 0}
-               if option == "slots" else {option: value, "slots": 20})  # fmt: skip
-    name, message = served.status
+    served.run(served.on.config_changed(), config={"high-water-mark": 101, "slots": 20})
+    name, sentence = served.status
     assert name == "blocked"
-    assert message.startswith(f"The option {option} {words}")
-    assert f"for example {option}=" in message
+    assert sentence == (
+        "The option high-water-mark must be a whole number from 1 to 100, not 101; for example "
+        "high-water-mark=80."
+    )
     assert served.configuration() == before
     assert systemd.running == {WORKER}
     served.run(served.on.config_changed(), config={})
