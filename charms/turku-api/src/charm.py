@@ -50,7 +50,7 @@ class TurkuApiCharm(ops.CharmBase):
             started_with=None,  # what the service was last started with, as a digest
             detaching=False,
             leaving=False,
-            has_begun=False,  # past the start hook, from which on all relations are known
+            knows_relations=False,  # Juju has told of all relations that there were at first
             sweep=True,  # every unit's announcement has to be looked at
             withdrawals=[],  # keys and units that are gone, and not yet so in the database
             synced=None,
@@ -106,8 +106,9 @@ class TurkuApiCharm(ops.CharmBase):
 
     def _on_sweep(self, event: ops.EventBase) -> None:
         self._stored.sweep = True
-        if isinstance(event, ops.StartEvent):
-            self._stored.has_begun = True
+        if not isinstance(event, ops.InstallEvent):
+            # The hook of each relation that is there comes after `install`, and before the others.
+            self._stored.knows_relations = True
         if isinstance(event, (ops.ConfigChangedEvent, ops.UpgradeCharmEvent)):
             self._stored.refused = None
         self._reconcile()
@@ -187,7 +188,7 @@ class TurkuApiCharm(ops.CharmBase):
             keep_keys(
                 self._peers,
                 self._keys,
-                sees_all_relations=self._stored.has_begun,
+                sees_all_relations=self._stored.knows_relations,
                 look_again=self._stored.sweep,
             )
             publish_access(self, self._peers, self._config().external_base)

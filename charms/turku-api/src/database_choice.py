@@ -30,6 +30,8 @@ class Facts:
         unit: Its name.
         is_leader: Whether it leads.
         schema: The schema that its charm brings.
+        knows_relations: Whether it has been told of all its relations; a unit that has just come
+            hears of them one by one.
         record: What the leader has put on record.
         units: The names of all units that are known, its own included.
         with_sqlite: Those whose storage holds an SQLite database.
@@ -47,6 +49,7 @@ class Facts:
     relation: int | None = None
     is_given: bool = False
     copied: int | None = None
+    knows_relations: bool = True
 
 
 def choose(facts: Facts) -> Record:
@@ -57,6 +60,8 @@ def choose(facts: Facts) -> Record:
     """
     record = facts.record
     if record.database is None:
+        if not facts.knows_relations:
+            return record
         if facts.relation is not None and not facts.with_sqlite:
             return record
         return replace(record, database=SQLITE, sqlite_unit=_choose_unit(facts))
@@ -97,6 +102,8 @@ def decide(facts: Facts, app: str) -> Task:
         return _decide_on_postgresql(facts, app)
     if record.database == SQLITE:
         return _decide_on_sqlite(facts, app)
+    if not facts.knows_relations:
+        raise NotReady("Waiting to hear of this unit's relations.")
     if facts.relation is None:
         raise NotReady("Waiting for the leader to say which unit keeps the database.")
     return _decide_on_postgresql(facts, app)

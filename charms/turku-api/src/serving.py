@@ -41,8 +41,8 @@ class Serving:
 
     Args:
         charm: For its model.
-        memory: The charm's stored state. Used here: ``serving``, ``started_with``, ``detaching``,
-            ``withdrawals`` and ``refused``.
+        memory: The charm's stored state. Used here: ``knows_relations``, ``serving``,
+            ``started_with``, ``detaching``, ``withdrawals`` and ``refused``.
     """
 
     def __init__(self, charm: ops.CharmBase, service: Service, peers: Peers, memory: Any) -> None:
@@ -152,6 +152,7 @@ class Serving:
             with_sqlite={name for name, unit in units.items() if unit.has_sqlite},
             relation=None if relation is None else relation.id,
             is_given=database is not None,
+            knows_relations=self._memory.knows_relations,
             copied=units[record.sqlite_unit].copied if record.sqlite_unit in units else None,
         )
 

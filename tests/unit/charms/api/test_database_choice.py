@@ -52,6 +52,13 @@ def test_nothing_is_put_on_record_while_postgresql_is_related_and_not_migrated_y
     assert choose(facts(relation=7, is_given=True)) == Record()
 
 
+def test_no_database_is_chosen_before_all_relations_are_known() -> None:
+    known = facts(knows_relations=False)
+    assert choose(known) == Record()
+    with pytest.raises(NotReady, match="Waiting to hear of this unit's relations"):
+        decide(known, "turku-api")
+
+
 def test_data_that_a_storage_brought_comes_before_an_empty_postgresql() -> None:
     assert choose(facts(relation=7, with_sqlite={"turku-api/0"})) == on_sqlite("turku-api/0")
 

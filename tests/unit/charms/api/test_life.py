@@ -177,7 +177,7 @@ def test_a_second_unit_on_sqlite_is_blocked_with_the_words_that_say_why(
         unit=1,
         state=testing.State(storages=[DATA], relations=[seen], secrets=serving.state.secrets),
     )
-    second.run(second.on.install())
+    second.run(second.on.config_changed())
     assert second.status[0] == "blocked"
     assert second.status[1].startswith("This unit doesn't serve: turku-api/0 keeps the data")
     assert not (second.root / "var/lib/turku-api/turku.sqlite3").exists()
@@ -217,6 +217,8 @@ def test_a_unit_without_its_peers_waits(api: Api) -> None:
 
 def test_a_unit_waits_for_the_leader_to_choose(api: Api) -> None:
     api.run(api.on.install(), leader=False)
+    assert api.status == ("waiting", "Waiting to hear of this unit's relations.")
+    api.run(api.on.config_changed())
     assert api.status[0] == "waiting"
     assert "Waiting for the leader" in api.status[1]
 

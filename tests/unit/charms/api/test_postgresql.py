@@ -87,10 +87,24 @@ def test_a_fresh_application_serves_from_postgresql_alone(
     assert not (api.root / "var/lib/turku-api/turku.sqlite3").exists()
 
 
+def test_an_application_that_is_deployed_with_postgresql_never_makes_a_sqlite(
+    api: Api, given: testing.Relation
+) -> None:
+    # As Juju has it: no relation is known before its own hook, which comes after `install`.
+    api.run(api.on.storage_attached(DATA))
+    api.run(api.on.install())
+    asked = replace(given, remote_app_data={})
+    api.run(api.on.relation_created(asked), **api.with_relations(asked))
+    for event in (api.on.leader_elected(), api.on.config_changed(), api.on.start()):
+        api.run(event)
+    assert api.status == ("waiting", "Waiting for PostgreSQL to give a database.")
+    assert not (api.root / "var/lib/turku-api/turku.sqlite3").exists()
+
+
 def test_the_second_unit_waits_for_the_leader_and_then_serves_with_its_ca(
     api: Api, second: Api, given: testing.Relation
 ) -> None:
-    second.run(second.on.install(), relations=[testing.PeerRelation("cluster"), given])
+    second.run(second.on.config_changed(), relations=[testing.PeerRelation("cluster"), given])
     assert second.status == ("waiting", "Waiting for the leader to migrate the database.")
     api.run(api.on.leader_elected(), **api.with_relations(given))
     second.run(second.on.update_status(), **shown_to(second, api, relations=[given]))

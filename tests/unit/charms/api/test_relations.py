@@ -171,7 +171,7 @@ def test_relations_that_came_before_anything_is_installed_are_served_later(api: 
     api.run(api.on.relation_created(relation), **api.with_relations(relation), storages=[])
     assert api.status[0] == "blocked"
     assert api.relation(relation).local_app_data == {}
-    api.run(api.on.storage_attached(DATA), storages=[DATA])
+    api.run(api.on.config_changed(), storages=[DATA])
     assert announced(api) == {(f"agents-{relation.id}", "agent/0", UUID)}
     assert api.published(relation).registration_key == f"agents-{relation.id}"
 
@@ -233,13 +233,11 @@ def test_a_unit_that_has_just_come_revokes_nothing_that_it_does_not_see_yet(serv
     relation = agents()
     serving.run(serving.on.relation_created(relation), **serving.with_relations(relation))
     fresh = [
-        replace(each, content={**each.content, "has_begun": False})
+        replace(each, content={**each.content, "knows_relations": False})
         for each in serving.state.stored_states
         if each.owner_path == "Charm"
     ]
-    serving.run(
-        serving.on.leader_elected(), **serving.without_relations(relation), stored_states=fresh
-    )
+    serving.run(serving.on.install(), **serving.without_relations(relation), stored_states=fresh)
     assert serving.keys() == {f"agents-{relation.id}": "active"}
     assert serving.content_of(relation)["secret"]
 
@@ -299,7 +297,7 @@ def test_an_ipv6_address_stands_in_brackets(api: Api) -> None:
         ingress_addresses=["2001:db8::10"],
     )
     relation = agents()
-    api.run(api.on.install(), networks=[network], **api.with_relations(relation))
+    api.run(api.on.config_changed(), networks=[network], **api.with_relations(relation))
     assert api.published(relation).urls == ("https://[2001:db8::10]:443/v1",)
     assert api.options["listen"] == "[::]:443"
     assert api.options["certificate_names"] == ["192.0.2.0", "2001:db8::10"]
