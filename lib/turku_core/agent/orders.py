@@ -95,7 +95,7 @@ def _carry_out(
 ) -> RestoreReport:
     try:
         require_allowed(order, settings)
-        return _restore(order, root, journal, stop)
+        return _restore(order, settings, root, journal, stop)
     except OrderRefused as error:
         return _failed(order, "refused", error)
     except TryAgainLater as error:
@@ -114,17 +114,19 @@ def _failed(order: RestoreOrder, outcome: str, error: Exception) -> RestoreRepor
     return RestoreReport(order.id, outcome, message or type(error).__name__)
 
 
-def _restore(order: RestoreOrder, root: Path, journal: Journal, stop: Stop) -> RestoreReport:
+def _restore(
+    order: RestoreOrder, settings: Settings, root: Path, journal: Journal, stop: Stop
+) -> RestoreReport:
     agent = RestoringAgent.load(root)
     try:
         task = find_task(agent, wish_of(order), stop)
     except SessionFailed as error:
         # Nothing was begun: the storage unit can't be reached, or doesn't know the machine yet.
         raise TryAgainLater(str(error)) from error
-    if agent.settings.restore_orders is not OrdersAllowed.ANYWHERE:
-        task = dataclasses.replace(_inside(task, order, agent.settings, journal), hooks_of=None)
+    if settings.restore_orders is not OrdersAllowed.ANYWHERE:
+        task = dataclasses.replace(_inside(task, order, settings, journal), hooks_of=None)
     elif order.target is None and not order.in_place:
-        task = _inside(task, order, agent.settings, journal)
+        task = _inside(task, order, settings, journal)
     journal.begin(order.id, task.folder)
     report = carry_out(agent, task, stop, on_progress=lambda line: None)
     return RestoreReport(

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from turku_core import fields
 from turku_core.agent.backup import progress_words
 from turku_core.agent.hooks import run_hook
 from turku_core.agent.identity import Identity, load_identity
@@ -37,6 +38,7 @@ from turku_core.agent.sources import LocalSource, load_sources
 from turku_core.commandline import set_log_level
 from turku_core.configuration import ensure_private_folder
 from turku_core.errors import ConfigurationError, TurkuError
+from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import StorageAddress
 
@@ -406,6 +408,12 @@ def _take_result(event: Event, report: Report) -> None:
     report.ok = event.get("ok") is True
     message = event.get("message")
     report.message = printable(message) if isinstance(message, str) else ""
-    files, count = event.get("files"), event.get("bytes")
-    report.files = files if isinstance(files, int) else None
-    report.bytes = count if isinstance(count, int) else None
+    report.files, report.bytes = _amount(event, "files"), _amount(event, "bytes")
+
+
+def _amount(event: Event, key: str) -> int | None:
+    """Return what the storage unit counted; one that is no count is none."""
+    try:
+        return fields.optional(event, key, fields.integer, None)
+    except FieldError:
+        return None

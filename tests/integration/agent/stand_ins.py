@@ -84,7 +84,7 @@ if request["action"] == "restore" and "restore" in request:
     for line in done.stdout.splitlines() if wish["dry_run"] else []:
         say(event="change", message=line)
     code = code or (1 if done.returncode else 0)
-    say(event="result", ok=not done.returncode, message=done.stderr.strip(), files=3, bytes=99)
+    say(event="result", ok=not done.returncode, message=done.stderr.strip(), **behaviour["counts"])
 sys.exit(code)
 '''
 
@@ -148,6 +148,7 @@ class StandInUnit:
     def behave(self, **behaviour: Any) -> None:
         """Say how the forced command is to behave."""
         known = {
+            "counts": {"files": 3, "bytes": 99},
             "events": True,
             "exit_code": 0,
             "hang": False,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.agent.stand_ins import AgentMachine, StandInUnit, wait_until
+from turku_core.protocol.restore_orders import RestoreReport
 
 NEWEST = "20261102T000000Z"
 
@@ -393,3 +394,17 @@ def test_how_much_is_logged_is_an_option_that_verbose_overrules(ordered: AgentMa
     assert "INFO turku_core.agent.checkin: nothing is due" in ordered.run("turku-agent-ping").errors
     (folder / "20-log.json").write_text('{"log_level": "error"}')
     assert "nothing is due" in ordered.run("turku-agent-ping", "--verbose").errors
+
+
+@pytest.mark.parametrize("count", [-1, 2**70, True, "3", None, 1.5])
+def test_a_storage_unit_that_counts_nonsense_keeps_no_report_back(
+    ordered: AgentMachine, unit: StandInUnit, count: Any
+) -> None:
+    behaviour = json.loads((unit.folder / "behaviour.json").read_text())
+    unit.behave(**{**behaviour, "counts": {"files": count, "bytes": count}})
+    hand_out(ordered, order())
+    ordered.run("turku-agent-ping")
+    [report] = reports(ordered)
+    assert report["outcome"] == "done"
+    assert "files" not in report
+    assert RestoreReport.from_json(report, "order")
