@@ -34,6 +34,12 @@ class Api:
     secret: str | None = field(repr=False)
 
 
+def find_relation(model: ops.Model) -> ops.Relation | None:
+    """Return the relation to the API: the newest, while one goes and another comes."""
+    there = (relation for relation in model.relations[ENDPOINT] if relation.active)
+    return max(there, key=lambda relation: relation.id, default=None)
+
+
 def read_api(model: ops.Model) -> Api:
     """Return what the API's side of the relation says.
 
@@ -41,8 +47,8 @@ def read_api(model: ops.Model) -> Api:
         Blocked: There is no relation, or what it carries isn't valid.
         NotReady: The API has yet to write, or to grant the secret.
     """
-    relation = model.get_relation(ENDPOINT)
-    if relation is None or not relation.active or relation.app is None:
+    relation = find_relation(model)
+    if relation is None:
         raise Blocked("There is no API: juju integrate it with turku-api.")
     try:
         access = ApiAccess.from_databag(relation.data[relation.app])

@@ -209,8 +209,7 @@ class TurkuAgentCharm(ops.CharmBase):
             api = api_relation.read_api(self.model)
         except TurkuError as error:
             self._note(error)
-            relation = self.model.get_relation(api_relation.ENDPOINT)
-            if relation is None or not relation.active:
+            if api_relation.find_relation(self.model) is None:
                 return dataclasses.replace(mine, access=None, secret=None)
             return mine
         return dataclasses.replace(mine, access=api.access.to_databag(), secret=api.secret)

@@ -266,7 +266,7 @@ class TurkuStorageCharm(ops.CharmBase):
 
     def _address(self) -> str:
         """Return where machines reach this unit."""
-        relation = self.model.get_relation(api_relation.ENDPOINT)
+        relation = api_relation.find_relation(self.model)
         try:
             binding = self.model.get_binding(relation or api_relation.ENDPOINT)
             found = binding.network.ingress_addresses if binding is not None else []
@@ -300,8 +300,8 @@ class TurkuStorageCharm(ops.CharmBase):
         if introduction is None:
             return
         self.unit.set_ports(introduction.ssh_port)
-        relation = self.model.get_relation(api_relation.ENDPOINT)
-        if relation is None or not relation.active:
+        relation = api_relation.find_relation(self.model)
+        if relation is None:
             return
         databag = introduction.to_databag()
         former = {key: relation.data[self.unit].get(key) for key in databag}

@@ -170,7 +170,7 @@ class Service:
 
         What they were at is taken up again later: sessions by the machines, commits by the worker.
         """
-        if self.is_running():
+        if (self.root / f"etc/systemd/system/{WORKER}.service").exists():
             host.stop(WORKER)
         owner = self.owner()
         if owner is not None and owner.uid != 0:

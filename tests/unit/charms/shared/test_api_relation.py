@@ -65,6 +65,21 @@ def test_without_a_relation_an_operator_has_to_act() -> None:
     assert str(refused) == "There is no API: juju integrate it with turku-api."
 
 
+def test_while_one_api_goes_and_another_comes_the_new_one_counts() -> None:
+    old, new = (
+        testing.Relation(
+            "api",
+            id=number,
+            remote_app_name="turku-api",
+            remote_app_data=ApiAccess((url,), PEM, None, None).to_databag(),
+        )
+        for number, url in ((3, "https://192.0.2.1/v1"), (7, "https://192.0.2.2/v1"))
+    )
+    found = ask([new, old])
+    assert isinstance(found, Api)
+    assert found.access.urls == ("https://192.0.2.2/v1",)
+
+
 def test_before_the_api_has_written_time_mends_it() -> None:
     refused = ask([api_relation({})])
     assert isinstance(refused, NotReady)
