@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from collections.abc import Sequence
 
 from charmlibs import apt, systemd
@@ -55,3 +57,13 @@ def start_anew(service: str) -> None:
         systemd.service_restart("--no-block", service)
     except systemd.SystemdError as error:
         raise TurkuError(f"{service} could not be started: see journalctl -u {service}.") from error
+
+
+def forget_failures(pattern: str) -> None:
+    """Take services that are gone off systemd's list of failed ones.
+
+    Args:
+        pattern: A glob of their names; it may match none.
+    """
+    with contextlib.suppress(OSError):
+        subprocess.run(["systemctl", "reset-failed", pattern], capture_output=True, check=False)

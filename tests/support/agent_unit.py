@@ -33,6 +33,7 @@ class Host:
     started: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     installed: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     def told(self) -> int:
         """Return how often the API was to be told since the last time."""
@@ -172,5 +173,6 @@ def use_stand_in_host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.delenv("JUJU_PRINCIPAL_UNIT", raising=False)
     monkeypatch.setattr(host, "start_anew", fake.started.append)
     monkeypatch.setattr(host, "stop", fake.stopped.append)
+    monkeypatch.setattr(host, "forget_failures", fake.forgotten.append)
     monkeypatch.setattr(host, "install_packages", fake.installed.extend)
     return fake

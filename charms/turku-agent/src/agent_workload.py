@@ -172,6 +172,8 @@ class Agent:
         if self.workload.is_installed():
             with _going_on():
                 self.programs.run("turku-update-config", "uninstall")
+        for pattern in ("turku-agent-*", "turku-update-config.*"):
+            host.forget_failures(pattern)
         with _going_on():
             self.workload.remove()
         self._forget_configuration()

@@ -332,6 +332,8 @@ def test_a_backup_that_outlived_the_relation_to_the_api_is_stopped_as_well(
     assert on_host.stopped == []
     agent.run("remove", relations=[])
     assert "turku-agent-ping.service" in on_host.stopped
+    # systemd doesn't list it as failed for ever after.
+    assert on_host.forgotten == ["turku-agent-*", "turku-update-config.*"]
 
 
 def test_what_was_restored_and_what_an_operator_added_stays(agent: AgentUnit) -> None:
