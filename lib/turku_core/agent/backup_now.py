@@ -131,20 +131,23 @@ class _Effort:
 
     def _round(self) -> dict[str, Outcome]:
         """Check in once, and hold the sessions that follow from it."""
-        outcomes = self._begin(check_in(self._client, self._identity))
+        outcomes = self._begin(self._check_in())
         while not self._sessions.wait(CHECKIN_SECONDS):
-            running = self._sessions.running_orders
-            try:
-                outcomes |= self._begin(check_in(self._client, self._identity, running))
-            except TurkuError as error:
-                # The sessions that run are worth more than this call, and it comes again.
-                logger.warning("%s", error)
+            outcomes |= self._begin(self._check_in())
         # A storage unit without a free slot leaves the source with us: it isn't handed out again.
         done = self._sessions.outcomes
         self._put_off = {
             name: source for name, source in self._put_off.items() if _is_pending(done.get(name))
         }
         return outcomes | done
+
+    def _check_in(self) -> Due:
+        try:
+            return check_in(self._client, self._identity, self._sessions.running_orders)
+        except TurkuError as error:
+            # What has been handed out is worth more than this call, and it comes again.
+            logger.warning("%s", error)
+            return Due({})
 
     def _begin(self, due: Due) -> dict[str, Outcome]:
         own = load_sources(self._locations.sources)

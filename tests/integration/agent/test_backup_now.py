@@ -153,6 +153,23 @@ def _lock(machine: AgentMachine) -> Path:
     return machine.run_folder / "ping.lock"
 
 
+def test_an_api_that_goes_away_meanwhile_costs_no_outcome(
+    asked: AgentMachine, planner: Planner, unit: StandInUnit, impatient: None
+) -> None:
+    unit.behave(outcomes={"mail": "later"})
+
+    def only_once(request: dict[str, Any]) -> Any:
+        asked.api.answers["agent_ping_checkin"] = (503, "not now")
+        asked.api.answers["agent_status"] = (503, "not now")
+        return planner.check_in(request)
+
+    asked.api.answers["agent_ping_checkin"] = only_once
+    code, outcomes = run(asked)
+    assert code == 75
+    assert outcomes["docs"] == ("success", "")
+    assert outcomes["mail"][0] == "later"
+
+
 def test_another_check_in_at_work_is_waited_for_but_not_for_ever(
     asked: AgentMachine, planner: Planner, impatient: None
 ) -> None:
