@@ -12,7 +12,7 @@ from turku_core.agent.status import Status
 from turku_core.errors import TurkuError
 from turku_core.protocol.status import SourceStatus
 
-STALE_AFTER = timedelta(hours=2)
+SILENT_AFTER = timedelta(hours=2)
 """The agent asks for its sources' state every hour and after each backup."""
 
 
@@ -21,6 +21,7 @@ def unit_status(
     remarks: Sequence[str],
     sources: Collection[str],
     status: Status | None,
+    since: datetime,
     now: datetime,
 ) -> ops.StatusBase:
     """Return the unit's status: what somebody has to mend, what is waited for, or all is well.
@@ -30,6 +31,7 @@ def unit_status(
         remarks: What is worth knowing.
         sources: The names of the machine's sources.
         status: How they fare, as far as the API has said.
+        since: When the unit came to its machine, aware.
         now: The time, aware.
     """
     known = {} if status is None else status.sources
@@ -44,8 +46,13 @@ def unit_status(
         return ops.WaitingStatus(
             "Waiting for a source: set the option sources, or let the principal name some."
         )
-    words = [_last_good(fates), *_paused(fates), *_stale(status, now), *remarks]
-    return ops.ActiveStatus(one_line(" ".join(words)))
+    words = one_line(" ".join([_last_good(fates), *_paused(fates), *remarks]))
+    heard = since if status is None else status.asked_at
+    if now - heard > SILENT_AFTER:
+        return ops.WaitingStatus(
+            one_line(f"The API has not answered since {_time(heard)}: run check. {words}")
+        )
+    return ops.ActiveStatus(words)
 
 
 def _together(problems: Sequence[str]) -> str:
@@ -69,12 +76,6 @@ def _last_good(fates: dict[str, SourceStatus]) -> str:
 def _paused(fates: dict[str, SourceStatus]) -> list[str]:
     paused = [name for name, fate in fates.items() if fate.state == "paused"]
     return [f"Paused: {', '.join(paused)}."] if paused else []
-
-
-def _stale(status: Status | None, now: datetime) -> list[str]:
-    if status is None or now - status.asked_at < STALE_AFTER:
-        return []
-    return [f"The API said so at {_time(status.asked_at)} and nothing since."]
 
 
 def _time(moment: datetime) -> str:

@@ -67,7 +67,7 @@ class TurkuAgentCharm(ops.CharmBase):
         self._files = Files(self._agent.locations.sources)
         self._problems: list[TurkuError] = []
         self._remarks: tuple[str, ...] = ()
-        self._has_looked = False
+        self._since: datetime | None = None
         on = self.on
         framework.observe(on.install, self._on_new_charm)
         framework.observe(on.upgrade_charm, self._on_new_charm)
@@ -116,7 +116,7 @@ class TurkuAgentCharm(ops.CharmBase):
                 self._agent.remove()
 
     def _on_collect_unit_status(self, event: ops.CollectStatusEvent) -> None:
-        if not self._has_looked:
+        if self._since is None:
             return  # an action changes nothing of what the status says
         event.add_status(
             unit_status(
@@ -124,6 +124,7 @@ class TurkuAgentCharm(ops.CharmBase):
                 self._remarks,
                 load_sources(self._files.folder).sources.keys(),
                 read_status(self._agent.locations),
+                self._since,
                 datetime.now(timezone.utc),
             )
         )
@@ -149,9 +150,9 @@ class TurkuAgentCharm(ops.CharmBase):
 
     def _reconcile(self, *, is_new: bool = False) -> None:
         """Make the machine what is wanted of it; what can't be done is said in the status."""
-        self._has_looked = True
         with self._machine.locked():
             mine, claims = self._stake_claim(is_new=is_new)
+            self._since = datetime.fromisoformat(mine.since)
             with self._going_on():
                 self._agent.install_packages()
             with self._going_on():

@@ -23,6 +23,7 @@ from turku_core.protocol.client import CONNECT_SECONDS
 from turku_core.protocol.status import SourceStatus
 
 NOW = datetime(2026, 11, 22, 10, 30, tzinfo=timezone.utc)
+CAME = NOW - timedelta(days=30)
 
 
 def said(**sources: SourceStatus) -> Status:
@@ -36,7 +37,7 @@ def fine(hours: int = 1) -> SourceStatus:
 
 
 def test_the_last_good_backup_is_said() -> None:
-    status = unit_status([], [], ["etc", "web"], said(etc=fine(3), web=fine(2)), NOW)
+    status = unit_status([], [], ["etc", "web"], said(etc=fine(3), web=fine(2)), CAME, NOW)
     assert status == ops.ActiveStatus("Last good backup 2026-11-22 08:30 UTC.")
 
 
@@ -47,7 +48,7 @@ def test_prior_art_36_what_is_overdue_and_why_reaches_the_status() -> None:
         overdue_since=NOW - timedelta(days=1),
         problem="Storage unit s-0 is full.",
     )
-    status = unit_status([], [], ["etc", "web"], said(etc=fine(), web=late), NOW)
+    status = unit_status([], [], ["etc", "web"], said(etc=fine(), web=late), CAME, NOW)
     assert status == ops.BlockedStatus(
         "Source web is overdue since 2026-11-21 10:30 UTC (last 2026-11-20 10:30 UTC): Storage "
         "unit s-0 is full."
@@ -55,12 +56,12 @@ def test_prior_art_36_what_is_overdue_and_why_reaches_the_status() -> None:
 
 
 def test_a_source_that_was_never_backed_up_and_fails_is_said() -> None:
-    status = unit_status([], [], ["web"], said(web=SourceStatus("failing")), NOW)
+    status = unit_status([], [], ["web"], said(web=SourceStatus("failing")), CAME, NOW)
     assert status == ops.BlockedStatus("Source web is failing (never backed up).")
 
 
 def test_sources_that_are_not_configured_any_more_do_not_count() -> None:
-    status = unit_status([], [], ["etc"], said(etc=fine(), old=SourceStatus("overdue")), NOW)
+    status = unit_status([], [], ["etc"], said(etc=fine(), old=SourceStatus("overdue")), CAME, NOW)
     assert isinstance(status, ops.ActiveStatus)
 
 
@@ -77,19 +78,28 @@ def test_sources_that_are_not_configured_any_more_do_not_count() -> None:
 def test_what_somebody_has_to_mend_comes_before_what_is_waited_for(
     problems: list[TurkuError], expected: ops.StatusBase
 ) -> None:
-    assert unit_status(problems, [], ["etc"], said(etc=fine()), NOW) == expected
+    assert unit_status(problems, [], ["etc"], said(etc=fine()), CAME, NOW) == expected
 
 
-def test_an_answer_of_long_ago_is_marked_as_such() -> None:
+def test_an_api_that_has_fallen_silent_is_waited_for() -> None:
     old = Status(NOW - timedelta(hours=5), {"etc": fine(6)})
-    assert unit_status([], [], ["etc"], old, NOW) == ops.ActiveStatus(
-        "Last good backup 2026-11-22 04:30 UTC. The API said so at 2026-11-22 05:30 UTC and "
-        "nothing since."
+    assert unit_status([], [], ["etc"], old, CAME, NOW) == ops.WaitingStatus(
+        "The API has not answered since 2026-11-22 05:30 UTC: run check. Last good backup "
+        "2026-11-22 04:30 UTC."
+    )
+
+
+def test_an_api_that_never_answered_is_waited_for_when_it_has_had_its_time() -> None:
+    came = NOW - timedelta(hours=1)
+    assert unit_status([], [], ["etc"], None, came, NOW) == ops.ActiveStatus("No backup yet.")
+    came = NOW - timedelta(hours=3)
+    assert unit_status([], [], ["etc"], None, came, NOW) == ops.WaitingStatus(
+        "The API has not answered since 2026-11-22 07:30 UTC: run check. No backup yet."
     )
 
 
 def test_paused_sources_and_remarks_are_said() -> None:
-    status = unit_status([], ["A remark."], ["etc"], said(etc=SourceStatus("paused")), NOW)
+    status = unit_status([], ["A remark."], ["etc"], said(etc=SourceStatus("paused")), CAME, NOW)
     assert status == ops.ActiveStatus("No backup yet. Paused: etc. A remark.")
 
 
