@@ -96,7 +96,8 @@ def is_complete(version: Path) -> bool:
 def lay_down(packages: Packages, version: Path) -> None:
     """Make a version's folder, try its programs, and only then call it complete.
 
-    What was broken off before is made anew. Nothing outside the folder changes.
+    What was broken off before is made anew; what can't be made takes no room. Nothing outside the
+    folder changes.
 
     Raises:
         WorkloadError: There is no room, or a program of it doesn't even start.
@@ -111,8 +112,19 @@ def lay_down(packages: Packages, version: Path) -> None:
         # All of it is on the disk before the file that says so.
         _run("sync", "--file-system", str(version))
         write_durably(version / _COMPLETE, "", 0o644)
-    except OSError as error:
-        raise WorkloadError(f"{version} could not be made: {error.strerror}.") from error
+    except (OSError, WorkloadError) as error:
+        shutil.rmtree(version, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise WorkloadError(f"{version} could not be made: {_why(error)}.") from error
+        raise
+
+
+def _why(error: OSError) -> str:
+    """Return an error's own words; copying a tree collects one for each file."""
+    if isinstance(error, shutil.Error):
+        (_, _, why), *_ = error.args[0]
+        return str(why)
+    return error.strerror or str(error)
 
 
 def remove(version: Path) -> None:

@@ -8,10 +8,11 @@ next hook goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -114,12 +115,11 @@ class Workload:
         current = self._current()
         if current == wanted:
             return False
-        try:
+        with self._writing():
             self._versions.mkdir(parents=True, exist_ok=True)
             for folder in (self.folder, self._versions):
                 folder.chmod(0o755)
-        except OSError as error:
-            raise WorkloadError(f"{self._versions} can't be made: {error.strerror}.") from error
+        self._prune()
         lay_down(packages, self._versions / wanted)
         self._save(replace(state, before=state.started or current, failed=None))
         self._switch(wanted)
@@ -195,10 +195,11 @@ class Workload:
     def _switch(self, version: str) -> None:
         """Make a version the current one, in one step."""
         new = self.folder / ".current"
-        new.unlink(missing_ok=True)
-        new.symlink_to(Path("versions", version))
-        new.replace(self._link)
-        sync_folder(self.folder)
+        with self._writing():
+            new.unlink(missing_ok=True)
+            new.symlink_to(Path("versions", version))
+            new.replace(self._link)
+            sync_folder(self.folder)
 
     def _go_back(self, failed: _Failure, start: Callable[[], None]) -> None:
         """Let the version before run again; as often as it takes, if we were broken off."""
@@ -242,7 +243,15 @@ class Workload:
 
     def _save(self, state: _State) -> None:
         text = json.dumps(asdict(state), indent=2) + "\n"
-        write_durably(self.folder / "state.json", text, 0o644)
+        with self._writing():
+            write_durably(self.folder / "state.json", text, 0o644)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WorkloadError(f"{self.folder} can't be written: {error.strerror}.") from error
 
 
 def _command_lines() -> list[bytes]:

@@ -260,6 +260,27 @@ def test_a_version_whose_programs_do_not_run_is_never_switched_to(
     assert said_by(broken).startswith("one")
 
 
+@pytest.mark.needs_root
+def test_a_full_disk_is_said_and_the_version_in_use_stays(one: Workload, tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", tmp_path / "opt"], check=True)
+    try:
+        one.upgrade(works)
+        charm = make_charm(tmp_path / "charm-2", "two", "1.1.0")
+        module = next(charm.rglob("commands.py"))
+        module.with_name("large.py").write_bytes(b"#" * 2**21)
+        with pytest.raises(WorkloadError, match=r"could not be made: .*No space left"):
+            Workload("agent", charm, tmp_path).upgrade(works)
+        assert said_by(one).startswith("one")
+        assert versions(one) == ["1.0.0"]
+        # With room again the next hook mends it.
+        module.with_name("large.py").unlink()
+        assert Workload("agent", charm, tmp_path).upgrade(works) is True
+        assert versions(one) == ["1.0.0", "1.1.0"]
+    finally:
+        subprocess.run(["umount", tmp_path / "opt"], check=True)
+
+
 def test_only_one_version_before_is_kept(tmp_path: Path) -> None:
     for number in range(4):
         charm = make_charm(tmp_path / f"charm-{number}", str(number), f"1.{number}.0")
@@ -313,11 +334,11 @@ def test_wherever_a_hook_is_killed_the_next_one_goes_on(one: Workload, tmp_path:
         time.sleep(whole * (number + 1) / (moments + 1))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        # Some whole version is in use ...
+        # Some whole version is in use; what was half-made goes with the next hook that installs.
         assert workload.is_installed()
         assert said_by(workload).split()[0] in (last, f"v{number}")
-        # ... and the next hook arrives.
         workload.upgrade(works)
+        assert len(versions(workload)) == 2
         assert said_by(workload).startswith(f"v{number}")
         assert workload.upgrade(fails) is False
         last = f"v{number}"
