@@ -87,7 +87,7 @@ class Unit:
         )
         self.on = self.context.on
         sshd = self.root / "etc/ssh"
-        (sshd / "sshd_config.d").mkdir(parents=True)
+        (sshd / "sshd_config.d").mkdir(parents=True, exist_ok=True)
         self.make_host_key()
         key = sshd / "ssh_host_ed25519_key"
         (sshd / "sshd_config").write_text(f"Include {sshd}/sshd_config.d/*.conf\nHostKey {key}\n")
