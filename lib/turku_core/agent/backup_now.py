@@ -64,7 +64,7 @@ def back_up_now(
         sessions = Sessions(locations, identity, stop)
         try:
             effort = _Effort(locations, identity, client, sessions)
-            outcomes = effort.see_through(wanted, deadline)
+            outcomes = effort.see_through(wanted, deadline - time.monotonic())
         finally:
             sessions.finish()
             stop.close()
@@ -114,8 +114,11 @@ class _Effort:
         self._sessions = sessions
         self._put_off: dict[str, Source] = {}
 
-    def see_through(self, wanted: Collection[str], deadline: float) -> dict[str, Outcome]:
-        """Return how each wanted source went."""
+    def see_through(self, wanted: Collection[str], patience: float) -> dict[str, Outcome]:
+        """Return how each wanted source went, after waiting at most `patience` seconds for turns.
+
+        The time that sessions take doesn't count: a first backup may take days.
+        """
         outcomes: dict[str, Outcome] = {}
         for pause in chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1])):
             outcomes |= self._round()
@@ -123,9 +126,10 @@ class _Effort:
             if pending:
                 outcomes |= self._handled_elsewhere(pending)
                 pending = {name for name in pending if _is_pending(outcomes.get(name))}
-            if not pending or time.monotonic() > deadline:
+            if not pending or patience <= 0:
                 break
             time.sleep(pause)
+            patience -= pause
         # What else was due was backed up beside them; its record tells of it.
         return {name: outcomes[name] for name in sorted(wanted)}
 

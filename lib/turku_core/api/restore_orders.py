@@ -197,7 +197,10 @@ def _lease(order: RestoreOrder, now: datetime) -> bool:
         order.not_before = now + GRANT_PAUSE
     elif order.attempts >= ATTEMPTS_MAX:
         order.state, order.ended_at = OrderState.FAILED, now
-        order.message = f"The machine took the order {order.attempts} times and never reported."
+        order.message = (
+            f"The machine took the order {order.attempts} times and never reported; an agent from "
+            "before there were orders passes them over."
+        )
     else:
         order.state, order.message = OrderState.RUNNING, ""
         order.attempts += 1
