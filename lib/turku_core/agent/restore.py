@@ -270,7 +270,10 @@ def make_restore_folder(folder: Path) -> None:
             "bytes that rsync's daemon takes: use a shorter --target."
         )
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in reversed(folder.parents):
+            # Whatever the umask is: nobody else may put anything beside what is restored.
+            parent.mkdir(mode=0o755, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ConfigurationError(
             f"{folder} can't be restored into: something that isn't a folder is in the way."

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turku_core.agent.orders import Journal, OrderRefused, require_allowed, wish_of
-from turku_core.agent.restore import require_own_folders
+from turku_core.agent.restore import make_restore_folder, require_own_folders
 from turku_core.agent.settings import Locations, OrdersAllowed, Settings, load_settings
 from turku_core.errors import ConfigurationError
 from turku_core.protocol.restore_orders import RestoreOrder, RestoreReport, orders_from_json
@@ -96,6 +96,21 @@ def test_only_folders_of_ones_own_lead_to_where_files_are_restored(tmp_path: Pat
     for folder in (top, tmp_path, tmp_path / "other/x", top / "../x"):
         with pytest.raises(ConfigurationError, match="isn't inside the restore folder"):
             require_own_folders(folder, top)
+
+
+def test_folders_that_a_restore_makes_are_ones_own_whatever_the_umask(tmp_path: Path) -> None:
+    top = tmp_path / "restore"
+    before = os.umask(0)
+    try:
+        make_restore_folder(top / "docs/one")
+    finally:
+        os.umask(before)
+    modes = [(top / step).stat().st_mode & 0o777 for step in (".", "docs", "docs/one")]
+    assert modes == [0o755, 0o755, 0o700]
+    require_own_folders(top / "docs/one", top)
+    (top / "file").touch()
+    with pytest.raises(ConfigurationError, match="in the way"):
+        make_restore_folder(top / "file/x")
 
 
 def test_a_report_is_kept_until_it_is_forgotten(tmp_path: Path) -> None:
