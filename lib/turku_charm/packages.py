@@ -135,15 +135,13 @@ def remove(version: Path) -> None:
 
 
 def _make(packages: Packages, version: Path) -> None:
-    # Not sys.executable itself: that is a link in the charm's folder, which comes and goes.
-    _run(os.path.realpath(sys.executable), "-I", "-m", "venv", "--without-pip", str(version))
+    _make_environment(version)
     library = version / _LIBRARY
     shutil.copytree(
         packages.folder,
         library,
         copy_function=_copy,
         ignore=shutil.ignore_patterns("__pycache__"),
-        dirs_exist_ok=True,
     )
     for folder, _, _ in os.walk(version):
         os.chmod(folder, 0o755)
@@ -163,6 +161,22 @@ def _make(packages: Packages, version: Path) -> None:
         str(library),
         may_fail=True,
     )
+
+
+def _make_environment(version: Path) -> None:
+    """Make a virtual environment: all that PEP 405 asks for is a link and a file.
+
+    The distribution may have packed the module that makes them apart from Python.
+    """
+    # Not sys.executable itself: that is a link in the charm's folder, which comes and goes.
+    python = os.path.realpath(sys.executable)
+    (version / "bin").mkdir(parents=True)
+    (version / "bin/python").symlink_to(python)
+    settings = version / "pyvenv.cfg"
+    settings.write_text(
+        f"home = {os.path.dirname(python)}\ninclude-system-site-packages = false\n", "utf-8"
+    )
+    settings.chmod(0o644)
 
 
 def make_script(python: Path, module: str, function: str) -> str:
