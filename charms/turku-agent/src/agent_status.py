@@ -15,6 +15,8 @@ from turku_core.protocol.status import SourceStatus
 SILENT_AFTER = timedelta(hours=2)
 """The agent asks for its sources' state every hour and after each backup."""
 
+_AT_WORK = ("ok", "new", "running")
+
 
 def unit_status(
     problems: Sequence[TurkuError],
@@ -46,7 +48,7 @@ def unit_status(
         return ops.WaitingStatus(
             "Waiting for a source: set the option sources, or let the principal name some."
         )
-    words = one_line(" ".join([_last_good(fates), *_paused(fates), *remarks]))
+    words = one_line(" ".join([_last_good(fates), *_put_aside(fates), *_troubled(fates), *remarks]))
     heard = since if status is None else status.asked_at
     if now - heard > SILENT_AFTER:
         return ops.WaitingStatus(
@@ -73,9 +75,22 @@ def _last_good(fates: dict[str, SourceStatus]) -> str:
     return f"Last good backup {_time(max(times))}." if times else "No backup yet."
 
 
-def _paused(fates: dict[str, SourceStatus]) -> list[str]:
-    paused = [name for name, fate in fates.items() if fate.state == "paused"]
-    return [f"Paused: {', '.join(paused)}."] if paused else []
+def _put_aside(fates: dict[str, SourceStatus]) -> list[str]:
+    """Say which sources the API doesn't want backed up at all: they are paused, or retired."""
+    kinds: dict[str, list[str]] = {}
+    for name, fate in fates.items():
+        if fate.state not in _AT_WORK:
+            kinds.setdefault(fate.state, []).append(name)
+    return [f"{state.capitalize()}: {', '.join(names)}." for state, names in kinds.items()]
+
+
+def _troubled(fates: dict[str, SourceStatus]) -> list[str]:
+    """Say what keeps sources that aren't late yet from being backed up."""
+    return [
+        f"Source {name}: {fate.problem.rstrip('.')}."
+        for name, fate in fates.items()
+        if fate.problem and fate.state in _AT_WORK
+    ]
 
 
 def _time(moment: datetime) -> str:

@@ -98,9 +98,18 @@ def test_an_api_that_never_answered_is_waited_for_when_it_has_had_its_time() -> 
     )
 
 
-def test_paused_sources_and_remarks_are_said() -> None:
-    status = unit_status([], ["A remark."], ["etc"], said(etc=SourceStatus("paused")), CAME, NOW)
-    assert status == ops.ActiveStatus("No backup yet. Paused: etc. A remark.")
+def test_what_keeps_a_source_that_is_not_late_is_said() -> None:
+    waits = SourceStatus("new", problem="No storage unit has room for it.")
+    status = unit_status([], [], ["etc"], said(etc=waits), CAME, NOW)
+    assert status == ops.ActiveStatus("No backup yet. Source etc: No storage unit has room for it.")
+
+
+def test_sources_that_the_api_does_not_want_and_remarks_are_said() -> None:
+    known = said(etc=SourceStatus("paused"), web=SourceStatus("paused"), db=fine())
+    status = unit_status([], ["A remark."], ["etc", "web", "db"], known, CAME, NOW)
+    assert status == ops.ActiveStatus(
+        "Last good backup 2026-11-22 09:30 UTC. Paused: etc, web. A remark."
+    )
 
 
 def test_what_the_agent_keeps_is_what_the_status_says(agent: AgentUnit) -> None:
