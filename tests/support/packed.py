@@ -87,7 +87,13 @@ pack(sys.argv[1], Build(*sys.argv[2:5]), Path(sys.argv[5]))
 def copy_tree(source: Path, target: Path) -> None:
     """Copy what charms are packed from."""
     for name in ("charms", "lib", "tools", "requirements"):
-        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            source / name,
+            target / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    shutil.copy(source / "LICENSE", target / "LICENSE")
 
 
 @contextmanager

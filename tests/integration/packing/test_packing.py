@@ -58,6 +58,7 @@ def test_a_charm_holds_what_juju_needs_and_nothing_of_the_machine_that_packed_it
     site_packages = f"venv/lib/python{build.python}/site-packages"
     assert f"{site_packages}/turku_core/__init__.py" in files
     assert f"{site_packages}/turku_charm/workload.py" in files
+    assert f"{site_packages}/turku_core-1.0.0.dist-info/licenses/LICENSE" in files
     assert any(name.startswith(f"{site_packages}/ops/") for name in files)
     assert [name for name in files if name.endswith((".pyc", "direct_url.json"))] == []
     assert [name for name in files if re.fullmatch(rf"{site_packages}/[^/]+/RECORD", name)] == []
