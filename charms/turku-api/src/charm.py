@@ -239,8 +239,12 @@ class TurkuApiCharm(ops.CharmBase):
         elif self._stored.problem:
             name, message = _plain(self._stored.problem)
             event.add_status(ops.StatusBase.from_name(name, message))
+        elif not self._stored.serving:
+            event.add_status(ops.WaitingStatus("Not started yet."))
         elif not self._service.is_running():
-            event.add_status(ops.BlockedStatus(f"{SERVICE} doesn't run: see journalctl -u it."))
+            event.add_status(
+                ops.BlockedStatus(f"{SERVICE} doesn't run: see journalctl -u {SERVICE}.")
+            )
         else:
             event.add_status(ops.ActiveStatus(self._active_message()))
 

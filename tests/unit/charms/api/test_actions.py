@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from typing import Any
 
 import pytest
+import yaml
 from ops import testing
 
-from tests.unit.charms.api.conftest import Api
+from api_actions import ACTIONS, ROTATE, RotateKey
+from tests.support.api_unit import Api
+from tests.support.charms import CHARMS
+from turku_charm.programs import Programs
 
 UUID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 FILL = f"""
@@ -186,14 +192,22 @@ def test_health_answers_also_when_the_fleet_is_not_well(filled: Api) -> None:
         ("rotate-registration-key", {"name": ""}, "name: must be a name"),
     ],
 )
-def test_a_bad_parameter_fails_with_a_sentence_before_anything_is_done(
-    serving: Api, monkeypatch: pytest.MonkeyPatch, name: str, params: dict[str, Any], says: str
+def test_a_bad_parameter_is_refused_with_a_sentence(
+    name: str, params: dict[str, Any], says: str
 ) -> None:
-    from turku_charm.programs import Programs
+    parameters = ACTIONS[name][0] if name in ACTIONS else RotateKey
+    with pytest.raises(ValueError, match=re.escape(says)):
+        parameters(**params)
 
+
+def test_a_bad_parameter_fails_an_action_before_anything_is_done(
+    serving: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[Any] = []
     monkeypatch.setattr(Programs, "run", lambda *words, **_: ran.append(words))
-    assert says in serving.failure(name, **params)
+    sentence = serving.failure("restore", machine="web/0", source="docs", paths=["../etc"])
+    assert "paths[0]: must be a path inside the source" in sentence
+    assert "say either machine=NAME or storage=NAME" in serving.failure("pause")
     assert ran == []
 
 
@@ -230,9 +244,8 @@ def test_only_the_leader_rotates_a_relations_key(serving: Api) -> None:
 
 
 def test_every_action_of_charmcraft_yaml_is_answered() -> None:
-    import yaml
 
-    from api_actions import ACTIONS, ROTATE
+    from api_actions import ACTIONS
     from tests.support.charms import CHARMS
 
     text = (CHARMS / "turku-api/charmcraft.yaml").read_text("utf-8")
@@ -240,12 +253,10 @@ def test_every_action_of_charmcraft_yaml_is_answered() -> None:
 
 
 def test_every_parameter_of_charmcraft_yaml_is_taken_with_its_default() -> None:
-    from dataclasses import fields
 
     import yaml
 
     from api_actions import ACTIONS, RotateKey
-    from tests.support.charms import CHARMS
 
     text = (CHARMS / "turku-api/charmcraft.yaml").read_text("utf-8")
     for name, action in yaml.safe_load(text)["actions"].items():

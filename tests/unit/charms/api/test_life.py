@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,9 @@ import pytest
 import yaml
 from ops import testing
 
-from tests.unit.charms.api.conftest import DATA, Api, Systemd, content, first_state
+from api_config import ApiConfig
+from tests.support.api_unit import DATA, Api, Systemd, content, first_state
+from tests.support.charms import CHARMS
 from turku_charm.workload import Workload, WorkloadError
 from turku_core.errors import TurkuError
 
@@ -82,13 +85,24 @@ def test_every_option_of_the_charm_reaches_the_workload_which_takes_it(serving: 
         ("log-level", "loud", "log-level: must be one of debug, info, warning, error"),
     ],
 )
-def test_an_option_that_makes_no_sense_blocks_and_what_runs_goes_on(
-    serving: Api, option: str, value: Any, says: str
+def test_an_option_that_makes_no_sense_is_refused_with_its_name_and_an_example(
+    option: str, value: Any, says: str
 ) -> None:
+    text = (CHARMS / "turku-api/charmcraft.yaml").read_text("utf-8")
+    options = yaml.safe_load(text)["config"]["options"]
+    values = {name.replace("-", "_"): each["default"] for name, each in options.items()}
+    assert ApiConfig(**values).external_base is None
+    with pytest.raises(ValueError, match=re.escape(says)):
+        ApiConfig(**{**values, option.replace("-", "_"): value})
+
+
+def test_an_option_that_makes_no_sense_blocks_and_what_runs_goes_on(serving: Api) -> None:
     options, asked = serving.options, list(serving.systemd.asked)
-    serving.run(serving.on.config_changed(), config={option: value})
-    assert serving.status[0] == "blocked"
-    assert says in serving.status[1]
+    serving.run(serving.on.config_changed(), config={"time-zone": "Mars/Base"})
+    assert serving.status == (
+        "blocked",
+        "time-zone: 'Mars/Base' is none; try Europe/Helsinki or UTC.",
+    )
     assert (serving.options, serving.systemd.asked) == (options, asked)
     assert serving.act("list-machines")["machines"] == []
     serving.run(serving.on.config_changed(), config={})

@@ -12,8 +12,8 @@ import pytest
 from ops import testing
 
 import postgresql_client
+from tests.support.api_unit import DATA, Api, Systemd
 from tests.support.postgresql import Cluster, running_cluster
-from tests.unit.charms.api.conftest import DATA, Api, Systemd
 
 NUMBERS = itertools.count()
 

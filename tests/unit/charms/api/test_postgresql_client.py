@@ -13,7 +13,7 @@ from ops import testing
 
 import postgresql_client
 from postgresql_client import Postgresql, database_name
-from tests.unit.charms.api.conftest import content
+from tests.support.api_unit import content
 from turku_charm.statuses import Blocked, NotReady
 from turku_core.api.options import database_settings
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ops import testing
 
-from tests.unit.charms.api.conftest import DATA, Api
+from tests.support.api_unit import DATA, Api
 from turku_charm.programs import Programs
 from turku_core.credentials import PublicKey, make_ssh_key_pair
 from turku_core.relations import AgentUnit, StorageUnit

@@ -18,7 +18,7 @@ from charmlibs.interfaces.tls_certificates import (
 from ops import testing
 
 import api_certificates
-from tests.unit.charms.api.conftest import Api
+from tests.support.api_unit import Api
 
 AGENTS = testing.Relation("agents", remote_app_name="agent", id=70)
 

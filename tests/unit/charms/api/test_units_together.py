@@ -10,9 +10,9 @@ import ops
 import pytest
 from ops import testing
 
+from tests.support.api_unit import CHARM, Api, Systemd
 from tests.support.charms import CHARMS
 from tests.support.joined import Joined
-from tests.unit.charms.api.conftest import CHARM, Api, Systemd
 from turku_core.credentials import PublicKey, make_ssh_key_pair
 from turku_core.relations import AgentUnit
 
