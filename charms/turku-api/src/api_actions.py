@@ -11,7 +11,7 @@ from turku_charm.actions import Result
 from turku_charm.programs import SECONDS_MAX, Programs
 from turku_core import fields
 from turku_core.commandline import human_size
-from turku_core.errors import TRY_AGAIN_LATER
+from turku_core.errors import TRY_AGAIN_LATER, ConfigurationError
 from turku_core.fields import FieldError
 
 PROGRAM = "turku-api"
@@ -275,6 +275,11 @@ def create_key(programs: Programs, asked: CreateKey) -> Result:
 
 def rotate_key(programs: Programs, asked: RotateKey) -> Result:
     """Give a key that was made by hand a new secret."""
+    known = [key["name"] for key in programs.run_json(PROGRAM, "list-registration-keys")]
+    if asked.name not in known:
+        raise ConfigurationError(
+            f"There is no registration key {asked.name}; there are: {', '.join(known) or 'none'}."
+        )
     made = programs.run_json(PROGRAM, "rotate-registration-key", asked.name)
     return Result(_key_text(made), made)
 

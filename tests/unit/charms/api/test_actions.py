@@ -218,7 +218,7 @@ def test_a_bad_parameter_fails_an_action_before_anything_is_done(
         ("backup-now", {"machine": "web/0", "sources": ["none"]}, "has no source none"),
         ("restore", {"machine": "web/9", "source": "docs"}, "There is no machine web/9"),
         ("pause", {"storage": "backup-9"}, "There is no storage unit backup-9"),
-        ("rotate-registration-key", {"name": "nobody"}, "There is no registration key nobody"),
+        ("rotate-registration-key", {"name": "nobody"}, "key nobody; there are: none."),
         ("rotate-registration-key", {"name": "agents-99"}, "there are: none."),
     ],
 )
