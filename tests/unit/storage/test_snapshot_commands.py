@@ -102,12 +102,19 @@ def test_prior_art_33_a_push_never_skips_what_is_newer() -> None:
     assert not {"--update", "-u", "--ignore-existing", "--delete"} & set(command)
 
 
-def test_a_local_restore_makes_real_metadata_as_far_as_its_user_may() -> None:
-    def command(as_root: bool) -> list[str]:
-        return make_local_command(
-            Path("/v/tree"), Path("/target"), Manner(), selected=False, as_root=as_root
-        )
+def test_a_local_restore_reads_fake_metadata_and_writes_real() -> None:
+    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), selected=False)
+    assert command[command.index("--fake-super") :] == [
+        "--fake-super",
+        "--whole-file",
+        "--rsh=sh -c 'shift; exec \"$@\"' sh",
+        "--protect-args",
+        "--",
+        "/v/tree/",
+        "localhost:/target/",
+    ]
 
-    assert "--remote-option=--super" in command(True)
-    assert "--remote-option=--no-super" in command(False)
-    assert command(True)[-2:] == ["/v/tree/", "/target/"]
+
+def test_no_local_copy_has_options_for_one_half_which_rsync_3_2_7_gets_wrong() -> None:
+    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), selected=True)
+    assert not any(word.startswith(("--remote-option", "-M")) for word in command)
