@@ -43,6 +43,11 @@ lint unit integration: test-packages $(VENV)/.ready-dev  ## Only that part of `m
 	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py $@
 
+.PHONY: test-model
+test-model: test-packages model-packages $(VENV)/.ready-dev  ## The packed charms on machines that boot systemd (as root)
+	@$(COMPILE)
+	@$(BIN)/python tools/run_tests.py model
+
 .PHONY: bench
 bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side by side (JSON=path)
 	@$(COMPILE)
@@ -61,11 +66,13 @@ reference: $(VENV)/.ready-dev  ## Write the reference pages that are made from t
 	@$(BIN)/python tools/make_reference.py
 
 # A distribution's packages. Nothing is done, and no root needed, when everything is there.
-.PHONY: local-packages test-packages
+.PHONY: local-packages test-packages model-packages
 local-packages:
 	@tools/install-packages local
 test-packages:
 	@tools/install-packages test
+model-packages:
+	@tools/install-packages model
 
 $(VENV)/.ready-local: requirements/local.txt lib/pyproject.toml tools/make-venv
 	@PYTHON='$(PYTHON)' tools/make-venv $(VENV) requirements/local.txt

@@ -117,10 +117,20 @@ INTEGRATION_AS_USER = (
     ),
 )
 
+MODEL = (
+    Check(
+        "the charms on machines of their own",
+        # One model at a time: each has the whole of this host's memory and cores.
+        (*tool("pytest", "-q"), "tests/model"),
+        counts_tests=True,
+    ),
+)
+
 PARTS = {
     "lint": LINT,
     "unit": UNIT,
     "integration": INTEGRATION_AS_ROOT if os.geteuid() == 0 else INTEGRATION_AS_USER,
+    "model": MODEL,
 }
 
 

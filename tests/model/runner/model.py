@@ -1,0 +1,523 @@
+"""A model as a test uses it: deploy, integrate, run, wait, status."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from tests.model.runner.context import Action
+from tests.model.runner.entities import (
+    Application,
+    Charm,
+    Endpoint,
+    Entities,
+    Relation,
+    Storage,
+    Unit,
+)
+from tests.model.runner.hooks import ToolServer, install_charm, run_hook, unpack_charm
+from tests.model.runner.machines import Machine, MachineError, Network
+from tests.model.runner.resolver import Hook, next_hook, note
+
+RETRY_FIRST, RETRY_MAX = 5.0, 300.0
+LOG_LINES_KEPT = 4000
+PAUSE = 0.05
+
+
+class ActionFailed(Exception):
+    """An action failed; the message is its own."""
+
+
+class Model:
+    """Applications on machines of their own; used as a context manager, it leaves nothing behind.
+
+    Args:
+        image: The root folder that machines are overlays on.
+        prefix: The first three bytes of the machines' subnet.
+    """
+
+    def __init__(self, image: Path, name: str = "fleet", prefix: str = "10.77.1") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="turku-model-"))
+        self.image = image
+        self.entities = Entities(name)
+        self.network = Network(f"tkm{uuid.uuid4().hex[:8]}", prefix)
+        self.machines: dict[str, Machine] = {}
+        self.charms: dict[str, Path] = {}
+        self.logs: dict[str, deque[str]] = {}
+        self.hooks_run: list[tuple[str, str]] = []
+        self._lock = threading.RLock()
+        self._machine_locks: dict[str, threading.Lock] = {}
+        self._servers: dict[str, ToolServer] = {}
+        self._threads: list[threading.Thread] = []
+        self._retry_at: dict[str, float] = {}
+        self._closing = False
+        self._broken: list[str] = []
+
+    def __enter__(self) -> Model:
+        self.network.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            print(self.report())
+        self.close()
+
+    def close(self) -> None:
+        """Stop the agents and the machines, and remove everything."""
+        self._closing = True
+        for thread in self._threads:
+            thread.join()
+        for server in self._servers.values():
+            server.close()
+        stops = [threading.Thread(target=each.close) for each in self.machines.values()]
+        for stop in stops:
+            stop.start()
+        for stop in stops:
+            stop.join()
+        self.network.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # What a test does.
+
+    def deploy(
+        self,
+        charm: Path,
+        name: str,
+        units: int = 1,
+        config: Mapping[str, Any] | None = None,
+        storage: Mapping[str, int] | None = None,
+        machines: list[str] | None = None,
+    ) -> None:
+        """Deploy a packed charm.
+
+        Args:
+            storage: How many instances of each storage a unit gets; those that the charm demands
+                are made in any case.
+            machines: Where to put the units; new machines when left out.
+        """
+        with self._lock:
+            application = Application(name, self._unpack(charm, 1), dict(config or {}))
+            self.entities.applications[name] = application
+            for endpoint in application.charm.endpoints.values():
+                if endpoint.role == "peers":
+                    self._relate({name: endpoint})
+        if not application.charm.is_subordinate:
+            for index in range(units):
+                self.add_unit(name, storage, machines[index] if machines else None)
+
+    def add_unit(
+        self, name: str, storage: Mapping[str, int] | None = None, machine: str | None = None
+    ) -> str:
+        """Add a unit, on a machine of its own unless one is named, and return its name."""
+        machine = machine or self.add_machine()
+        with self._lock:
+            return self._make_unit(self.entities.applications[name], machine, None, storage).name
+
+    def add_machine(self) -> str:
+        """Boot a machine, start its agent, and return its name in the model."""
+        with self._lock:
+            number = len(self.machines)
+            machine = Machine(number, self.folder / f"machine-{number}", self.image, self.network)
+            name = str(number)
+            self.machines[name] = machine
+            self._machine_locks[name] = threading.Lock()
+        machine.start()
+        self._servers[name] = ToolServer(machine)
+        thread = threading.Thread(target=self._agent, args=(name,), name=machine.name)
+        self._threads.append(thread)
+        thread.start()
+        return name
+
+    def integrate(self, one: str, two: str) -> int:
+        """Relate two applications, ``NAME[:ENDPOINT]``, and return the relation's id."""
+        with self._lock:
+            ends = self._endpoints(one, two)
+            relation = self._relate(ends)
+            self._place_subordinates()
+            return relation.id
+
+    def remove_relation(self, one: str, two: str) -> None:
+        """End a relation."""
+        with self._lock:
+            ends = self._endpoints(one, two)
+            for relation in self.entities.relations.values():
+                if relation.ends == ends:
+                    relation.dying = True
+
+    def remove_unit(self, name: str) -> None:
+        """Let a unit go, and those beside it."""
+        with self._lock:
+            self._let_go(self.entities.unit(name))
+
+    def configure(self, name: str, **options: Any) -> None:
+        """Change options; underscores stand for hyphens."""
+        with self._lock:
+            application = self.entities.applications[name]
+            given = {key.replace("_", "-"): value for key, value in options.items()}
+            unknown = set(given) - set(application.charm.options)
+            if unknown:
+                raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}")
+            application.config |= given
+            application.config_revision += 1
+
+    def upgrade(self, name: str, charm: Path) -> None:
+        """Give an application another charm file."""
+        with self._lock:
+            application = self.entities.applications[name]
+            application.charm = self._unpack(charm, application.charm.revision + 1)
+
+    def update_status(self) -> None:
+        """Let every unit run its update-status."""
+        with self._lock:
+            for unit in self.entities.units():
+                unit.update_status_wanted = True
+
+    def run(self, unit_name: str, action: str, **parameters: Any) -> dict[str, Any]:
+        """Run an action and return its results.
+
+        Raises:
+            ActionFailed: With the action's own words.
+        """
+        unit = self.entities.unit(unit_name)
+        charm = self.entities.applications[unit.application].charm
+        if action not in charm.actions:
+            raise ValueError(f"{unit_name} has no action {action}")
+        spec = charm.actions[action].get("params", {})
+        given = {key.replace("_", "-"): value for key, value in parameters.items()}
+        unknown = set(given) - set(spec)
+        if unknown and not charm.actions[action].get("additionalProperties", True):
+            raise ActionFailed(f"additional property {', '.join(sorted(unknown))} is not allowed")
+        defaults = {key: each["default"] for key, each in spec.items() if "default" in each}
+        made = Action(action, str(uuid.uuid4()), {**defaults, **given})
+        with self._machine_locks[unit.machine]:
+            well, _ = run_hook(
+                self.entities,
+                unit,
+                self.machines[unit.machine],
+                self._servers[unit.machine],
+                self._lock,
+                self._log_of(unit.name),
+                action=made,
+            )
+        if not well or made.failure is not None:
+            raise ActionFailed(made.failure or "the action ended with an error; see the unit's log")
+        return made.results
+
+    def settle(self, seconds_max: float = 300.0) -> None:
+        """Wait until no hook is left to run. Raises TimeoutError."""
+        self.wait(lambda model: model.is_settled(), seconds_max, "to settle")
+
+    def wait(
+        self, until: Callable[[Model], bool], seconds_max: float = 300.0, what: str = ""
+    ) -> float:
+        """Wait until something holds, and return for how many seconds. Raises TimeoutError."""
+        began = time.monotonic()
+        while not until(self):
+            if self._broken:
+                raise RuntimeError(f"the runner itself failed: {self._broken}")
+            if time.monotonic() - began > seconds_max:
+                raise TimeoutError(f"waited {seconds_max:.0f} s {what}\n{self.status_text()}")
+            time.sleep(PAUSE)
+        return time.monotonic() - began
+
+    def is_settled(self) -> bool:
+        """Whether every unit has been told everything."""
+        with self._lock:
+            return all(
+                next_hook(self.entities, unit) is None and not unit.dying
+                for unit in self.entities.units()
+            )
+
+    def status(self) -> dict[str, tuple[str, str]]:
+        """Return each unit's status and its message."""
+        with self._lock:
+            return {unit.name: unit.status for unit in self.entities.units()}
+
+    def status_text(self) -> str:
+        """Return the model's status as a table."""
+        with self._lock:
+            lines = [
+                f"{unit.name:24} {self.machines[unit.machine].address:14} {unit.status[0]:12} "
+                f"{unit.status[1]}"
+                + (f" (hook failed {unit.failures} times)" * bool(unit.failures))
+                for unit in self.entities.units()
+            ]
+        return "\n".join(lines)
+
+    def report(self) -> str:
+        """Return everything that helps to find out what went wrong."""
+        parts = [self.status_text()]
+        for name, lines in self.logs.items():
+            parts += [f"--- {name}", *list(lines)[-120:]]
+        for machine in self.machines.values():
+            if machine.is_running:
+                journal = machine.run(
+                    ["journalctl", "--no-pager", "-n", "120", "-o", "short-precise"], check=False
+                )
+                parts += [f"--- journal of {machine.name}", journal]
+        return "\n".join(parts)
+
+    def machine_of(self, unit_name: str) -> Machine:
+        """Return the machine that a unit runs on."""
+        return self.machines[self.entities.unit(unit_name).machine]
+
+    # The agents.
+
+    def _agent(self, machine_name: str) -> None:
+        while not self._closing:
+            try:
+                if not self._step(machine_name):
+                    time.sleep(PAUSE)
+            except MachineError as error:
+                # The machine was stopped under a hook: the hook is run again.
+                self._note_trouble(machine_name, str(error))
+            except Exception as error:
+                self._broken.append(f"{machine_name}: {error!r}")
+                raise
+
+    def _note_trouble(self, machine_name: str, words: str) -> None:
+        for unit in self.entities.units():
+            if unit.machine == machine_name:
+                self._log_of(unit.name)(f"the machine: {words}")
+        time.sleep(1)
+
+    def _step(self, machine_name: str) -> bool:
+        """Run one hook on a machine; return whether there was one."""
+        machine = self.machines[machine_name]
+        if not machine.is_running:
+            return False
+        with self._lock:
+            found = self._next_on(machine_name)
+        if found is None:
+            return False
+        unit, hook = found
+        with self._machine_locks[machine_name]:
+            application = self.entities.applications[unit.application]
+            if hook.name in ("install", "upgrade-charm") or unit.charm is None:
+                install_charm(machine, unit, application.charm)
+            if hook.storage is not None and hook.name.endswith("-attached"):
+                self._mount(machine, hook.storage)
+            well, context = run_hook(
+                self.entities,
+                unit,
+                machine,
+                self._servers[machine_name],
+                self._lock,
+                self._log_of(unit.name),
+                hook,
+            )
+        with self._lock:
+            self.hooks_run.append((unit.name, hook.name))
+            if well:
+                note(self.entities, unit, hook, context.versions)
+                self._follow(unit, hook)
+            else:
+                pause = min(RETRY_FIRST * 2**unit.failures, RETRY_MAX)
+                unit.failures += 1
+                unit.status = ("error", f'hook failed: "{hook.name}"')
+                self._retry_at[unit.name] = time.monotonic() + pause
+        return True
+
+    def _next_on(self, machine_name: str) -> tuple[Unit, Hook] | None:
+        for unit in self.entities.units():
+            if unit.machine != machine_name or time.monotonic() < self._retry_at.get(unit.name, 0):
+                continue
+            if unit.dying and self._beside(unit):
+                continue  # a principal goes after its subordinates
+            hook = next_hook(self.entities, unit)
+            if hook is not None:
+                return unit, hook
+        return None
+
+    def _follow(self, unit: Unit, hook: Hook) -> None:
+        """Do what Juju does once a hook has run."""
+        if hook.relation is not None and hook.name.endswith("-created"):
+            address = self.machines[unit.machine].address
+            settings = {
+                "ingress-address": address,
+                "private-address": address,
+                "egress-subnets": f"{address}/32",
+            }
+            hook.relation.write(unit.name, settings)
+        if unit.seen.removed:
+            self._forget(unit)
+        for relation in [each for each in self.entities.relations.values() if each.dying]:
+            if self._is_left(relation):
+                self._end(relation)
+        self._place_subordinates()
+
+    def _is_left(self, relation: Relation) -> bool:
+        return all(
+            unit.seen.relations[relation.id].broken
+            for unit in self.entities.units()
+            if relation.id in unit.seen.relations and unit.seen.relations[relation.id].created
+        )
+
+    def _end(self, relation: Relation) -> None:
+        del self.entities.relations[relation.id]
+        for secret in self.entities.secrets.values():
+            secret.grants.pop(relation.id, None)
+
+    def _forget(self, unit: Unit) -> None:
+        application = self.entities.applications[unit.application]
+        del application.units[unit.name]
+        if application.leader == unit.name:
+            application.leader = next(iter(application.units), None)
+        for relation in self.entities.relations.values():
+            relation.data.pop(unit.name, None)
+            relation.versions.pop(unit.name, None)
+
+    # Who is where, and beside whom.
+
+    def _make_unit(
+        self,
+        application: Application,
+        machine: str,
+        principal: str | None,
+        storage: Mapping[str, int] | None = None,
+    ) -> Unit:
+        name = f"{application.name}/{application.next_number}"
+        application.next_number += 1
+        unit = Unit(name, application.name, machine, principal)
+        for kind, spec in application.charm.storages.items():
+            count = (storage or {}).get(kind, _least(spec))
+            for _ in range(count):
+                made = self._make_storage(kind, spec)
+                unit.storages[made.id] = made
+        application.units[name] = unit
+        application.leader = application.leader or name
+        return unit
+
+    def _make_storage(self, name: str, spec: Mapping[str, Any]) -> Storage:
+        identifier = f"{name}/{self.entities.next_storage}"
+        self.entities.next_storage += 1
+        default = f"/var/lib/juju/storage/{identifier}"
+        location = spec.get("location", default)
+        if "multiple" in spec and "location" in spec:
+            location = f"{location}/{identifier.rpartition('/')[2]}"
+        return Storage(identifier, name, spec["type"], location)
+
+    def _mount(self, machine: Machine, storage: Storage) -> None:
+        """Give a machine a storage: a folder of its own, mounted where the charm wants it."""
+        if storage.kind != "filesystem":
+            raise NotImplementedError("block storage needs a machine with a kernel of its own")
+        behind = f"/var/lib/model-storage/{storage.id}"
+        line = f"{behind} {storage.location} none bind 0 0"
+        script = (
+            f"mkdir -p {behind} {storage.location} && "
+            f"(grep -qF '{line}' /etc/fstab || echo '{line}' >>/etc/fstab) && "
+            f"(mountpoint -q {storage.location} || mount {storage.location})"
+        )
+        machine.run(["sh", "-c", script])
+
+    def _let_go(self, unit: Unit) -> None:
+        unit.dying = True
+        for other in self._beside(unit):
+            other.dying = True
+
+    def _beside(self, principal: Unit) -> list[Unit]:
+        return [unit for unit in self.entities.units() if unit.principal == principal.name]
+
+    def _place_subordinates(self) -> None:
+        """Have a subordinate beside each principal's unit, and let go of those without relation."""
+        wanted = set()
+        for relation in self.entities.relations.values():
+            if not relation.container or relation.dying:
+                continue
+            for name in relation.ends:
+                application = self.entities.applications[name]
+                if not application.charm.is_subordinate:
+                    continue
+                other = self.entities.applications[relation.remote_application(name)]
+                for principal in other.units.values():
+                    wanted.add((name, principal.name))
+                    seen = principal.seen.relations.get(relation.id)
+                    is_there = any(
+                        unit.principal == principal.name for unit in application.units.values()
+                    )
+                    if not is_there and not principal.dying and seen is not None and seen.created:
+                        self._make_unit(application, principal.machine, principal.name)
+        for unit in self.entities.units():
+            if unit.principal is not None and (unit.application, unit.principal) not in wanted:
+                unit.dying = True
+
+    def _relate(self, ends: dict[str, Endpoint]) -> Relation:
+        relation = Relation(self.entities.next_relation, ends)
+        self.entities.next_relation += 1
+        self.entities.relations[relation.id] = relation
+        return relation
+
+    def _endpoints(self, one: str, two: str) -> dict[str, Endpoint]:
+        """Find the endpoints that two words mean, as `juju integrate` does."""
+        (first, _, first_end), (second, _, second_end) = one.partition(":"), two.partition(":")
+        pairs = [
+            {first: mine, second: theirs}
+            for mine in self.entities.applications[first].charm.endpoints.values()
+            for theirs in self.entities.applications[second].charm.endpoints.values()
+            if mine.interface == theirs.interface
+            and {mine.role, theirs.role} == {"provides", "requires"}
+            and first_end in ("", mine.name)
+            and second_end in ("", theirs.name)
+        ]
+        if len(pairs) > 1:
+            pairs = [pair for pair in pairs if pair[first].interface != "juju-info"] or pairs
+        if len(pairs) != 1:
+            raise ValueError(f"{one} and {two} have {len(pairs)} endpoints in common")
+        return pairs[0]
+
+    def _unpack(self, file: Path, revision: int) -> Charm:
+        folder = self.folder / "charms" / f"{file.stem}-{revision}-{uuid.uuid4().hex[:6]}"
+        unpack_charm(file, folder)
+        return Charm.read(folder, revision)
+
+    def _log_of(self, name: str) -> Callable[[str], None]:
+        lines = self.logs.setdefault(name, deque(maxlen=LOG_LINES_KEPT))
+        return lambda line: lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+def _least(spec: Mapping[str, Any]) -> int:
+    """Return how many instances of a storage a unit has at least."""
+    multiple = spec.get("multiple")
+    if multiple is None:
+        return 1
+    return int(str(multiple["range"]).partition("-")[0].rstrip("+"))
+
+
+def deploy_bundle(model: Model, file: Path, find_charm: Callable[[str], Path]) -> None:
+    """Deploy a bundle.
+
+    Args:
+        find_charm: Says which packed charm stands for what the bundle calls it.
+    """
+    bundle = yaml.safe_load(file.read_text("utf-8"))
+    for name, spec in bundle["applications"].items():
+        directives = spec.get("storage", {})
+        model.deploy(
+            find_charm(spec["charm"]),
+            name,
+            int(spec.get("num_units", 0)),
+            spec.get("options"),
+            {storage: _count(directive) for storage, directive in directives.items()},
+        )
+    for one, two in bundle.get("relations", []):
+        model.integrate(one, two)
+
+
+def _count(directive: str) -> int:
+    """Return how many instances a storage directive asks for, such as ``ebs,2,10G``."""
+    return next((int(part) for part in str(directive).split(",") if part.isdecimal()), 1)
