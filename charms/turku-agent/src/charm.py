@@ -289,5 +289,5 @@ class TurkuAgentCharm(ops.CharmBase):
             self._problems.append(error)
 
 
-if __name__ == "__main__":  # pragma: nocover
+if __name__ == "__main__":
     ops.main(TurkuAgentCharm)

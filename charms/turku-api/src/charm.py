@@ -302,5 +302,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-if __name__ == "__main__":  # pragma: no cover
+if __name__ == "__main__":
     ops.main(TurkuApiCharm)
