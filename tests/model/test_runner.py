@@ -193,3 +193,18 @@ def test_a_machine_that_is_cut_off_reaches_nobody(model: Model, charms: dict[str
     assert " 1 received" not in one.run(ping, check=False)
     one.connect()
     model.wait(lambda _: " 1 received" in one.run(ping, check=False), 20)
+
+
+def test_a_machine_whose_plug_is_pulled_leaves_no_process_and_starts_again(
+    model: Model, charms: dict[str, Path]
+) -> None:
+    model.deploy(charms["tiny"], "tiny")
+    model.settle(60)
+    machine = model.machine_of("tiny/0")
+    inside = machine.run(["sh", "-c", "sleep 1234.5 >/dev/null 2>&1 & echo started"])
+    assert inside == "started\n"
+    machine.stop(kill=True)
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert b"sleep\x001234.5\x00" not in running
+    machine.start()
+    assert model.run("tiny/0", "echo", text="back")["said"] == "back"

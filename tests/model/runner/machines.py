@@ -274,6 +274,13 @@ class Machine:
                 os.kill(self._leader, signal.SIGRTMIN + 4)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
+        if self._process.poll() is None and self._leader is not None:
+            # With its PID 1 every process of the machine ends, and then nspawn; without nspawn
+            # they would live on.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._leader, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
