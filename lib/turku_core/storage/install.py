@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turku_core.configuration import write_durably
+from turku_core.configuration import read_folder, write_durably
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.metrics import units
 from turku_core.storage.settings import Paths
@@ -79,7 +79,7 @@ def install(root: Path, user: str = USER, uid: int | None = None) -> Installed:
             notes.append(f"{units.OPTION} needs systemd: without it nobody listens there.")
             listen = None
     if live:
-        notes += _start(changed, root)
+        notes += _start(changed, paths)
     exporter = units.Exporter(
         program="turku-storage",
         command=f"{program('turku-storage')} metrics --http",
@@ -235,16 +235,18 @@ def wrong_options(said: str, expected: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _start(changed: Sequence[Path], root: Path) -> list[str]:
+def _start(changed: Sequence[Path], paths: Paths) -> list[str]:
     systemd = Path("/run/systemd/system").is_dir()
     notes = []
-    if root / SSHD_DROP_IN in changed:
+    if paths.root / SSHD_DROP_IN in changed:
         notes += _reload_sshd(systemd)
     if systemd:
         _run(["systemctl", "daemon-reload"])
-        _run(["systemctl", "enable", "--now", UNIT.name])
-        if root / UNIT in changed:
-            _run(["systemctl", "restart", UNIT.name])
+        _run(["systemctl", "enable", UNIT.name])
+        if "api_url" in read_folder(paths.configuration).values:
+            _run(["systemctl", "restart" if paths.root / UNIT in changed else "start", UNIT.name])
+        else:
+            notes.append(f"The worker isn't started yet: set api_url, then start {UNIT.name}.")
     return notes
 
 
