@@ -14,7 +14,7 @@ import pytest
 from ops import testing
 from scenario import _runtime
 
-from tests.support.charms import CHARMS, load_charm
+from tests.support.charms import CHARMS, charm_folder, load_charm
 from tests.support.workload import use_this_environment
 from turku_charm import host
 from turku_charm.programs import Programs
@@ -70,16 +70,11 @@ class Api:
 
     def __post_init__(self) -> None:
         """Make the context, which loads the charm's own metadata."""
-        # What ops.testing writes into a charm's folder must not be written into ours.
-        folder = self.root / "charm"
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "src").exists():
-            (folder / "src").symlink_to(CHARMS / "turku-api/src")
         charm_type = type("Charm", (CHARM.TurkuApiCharm,), {"root": self.root})
         self.context: testing.Context[ops.CharmBase] = testing.Context(
             charm_type,
             meta=_yaml("charmcraft.yaml"),
-            charm_root=folder,
+            charm_root=charm_folder("turku-api", self.root),
             unit_id=self.unit,
             app_name="turku-api",
         )

@@ -29,3 +29,16 @@ def load_charm(name: str) -> ModuleType:
             del sys.modules[alias]
             raise
     return sys.modules[alias]
+
+
+def charm_folder(name: str, parent: Path) -> Path:
+    """Make a charm's folder for `ops.testing`, with a link to the real sources, and return it.
+
+    What `ops.testing` writes into a charm's folder must not be written into ours, where a test
+    that runs at the same time would find it.
+    """
+    folder = parent / "charm"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "src").exists():
+        (folder / "src").symlink_to(CHARMS / name / "src")
+    return folder

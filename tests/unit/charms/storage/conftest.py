@@ -15,7 +15,7 @@ import yaml
 from ops import testing
 from scenario import mocking
 
-from tests.support.charms import CHARMS, load_charm
+from tests.support.charms import CHARMS, charm_folder, load_charm
 from tests.support.stand_in_api import StandInApi, running_api
 from tests.support.workload import use_this_environment
 from turku_charm import host
@@ -82,7 +82,7 @@ class Unit:
             meta=meta,
             config=meta.pop("config"),
             actions=meta.pop("actions"),
-            charm_root=CHARMS / "turku-storage",
+            charm_root=charm_folder("turku-storage", self.root),
             app_name="turku-storage",
         )
         self.on = self.context.on
