@@ -415,7 +415,7 @@ class Model:
     def _mount(self, machine: Machine, storage: Storage) -> None:
         """Give a machine a storage: a folder of its own, mounted where the charm wants it."""
         if storage.kind != "filesystem":
-            raise NotImplementedError("block storage needs a machine with a kernel of its own")
+            raise MachineError("block storage needs a machine with a kernel of its own")
         behind = f"/var/lib/model-storage/{storage.id}"
         line = f"{behind} {storage.location} none bind 0 0"
         script = (
