@@ -107,8 +107,11 @@ def _start(program: str, folder: Path, keys: Path, user: str, match_block: str) 
     for _ in range(_TRIES):
         port = free_port()
         configuration = folder / "sshd_config"
+        # One address family: where another test's sshd has a port of 127.0.0.1, a forward of ours
+        # would take the same number on ::1 alone, and the stand-ins only know 127.0.0.1.
         configuration.write_text(
-            f"ListenAddress {ADDRESS}\nPort {port}\nHostKey {folder / 'host_key'}\nPidFile none\n"
+            f"AddressFamily inet\nListenAddress {ADDRESS}\nPort {port}\n"
+            f"HostKey {folder / 'host_key'}\nPidFile none\n"
             f"AuthorizedKeysFile {keys}\nStrictModes no\nUsePAM no\nMaxStartups 100\n{match_block}"
         )
         with (folder / "log").open("wb") as log:

@@ -100,7 +100,7 @@ def test_on_a_terminal_progress_and_outcomes_are_shown(
         while chunk := os.read(terminal, 4096):
             shown += chunk
     os.close(terminal)
-    assert agent.wait(60) == 0
+    assert agent.wait(60) == 0, shown.decode()
     assert b"docs: 1 B, 50 %" in shown
     lines = [line.rpartition("\r")[2] for line in shown.decode().split("\r\n")]
     assert [line.split() for line in lines[-3:-1]] == [
