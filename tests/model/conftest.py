@@ -1,16 +1,23 @@
-"""The machines' image, built once and kept between runs."""
+"""What the model tests share: the machines' image, the packed charms, a small bundle that stands.
+
+A test that fails is shown with the status of the models that are open, the units' logs and the
+machines' journals; how long each test took is printed at the end.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.model.fleet import BUNDLES, pack_store
 from tests.model.runner.machines import ensure_image
+from tests.model.runner.model import OPEN, Model, active
 
-PROGRAMS = ("debootstrap", "systemd-nspawn", "nsenter", "ip")
+PROGRAMS = ("debootstrap", "systemd-nspawn", "nsenter", "ip", "nft", "mkfs.ext4", "losetup")
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +29,41 @@ def image() -> Path:
         pytest.fail(f"The model test needs {what}.", pytrace=False)
     cache = Path(os.environ.get("TURKU_MODEL_CACHE", "/var/cache/turku-model"))
     return ensure_image(cache)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The packed charms by name: ours, and small ones that stand for those of others."""
+    return pack_store(tmp_path_factory.mktemp("charms"))
+
+
+@pytest.fixture(scope="session")
+def small(image: Path, store: dict[str, Path]) -> Iterator[Model]:
+    """A model in which `bundles/turku.yaml` was deployed and has become active."""
+    with Model(image, store) as model:
+        model.deploy(BUNDLES / "turku.yaml")
+        model.wait(active, 300, "for the small bundle to be active")
+        yield model
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Add what the open models can say to the report of a test that failed."""
+    report = yield
+    if report.failed:
+        for model in OPEN:
+            report.sections.append((f"model {model.folder.name}", model.report()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long each test took, with what was made for it."""
+    seconds: dict[str, float] = {}
+    for outcome in ("passed", "failed", "error", ""):
+        for report in terminalreporter.stats.get(outcome, []):
+            if isinstance(report, pytest.TestReport) and "tests/model/" in report.nodeid:
+                seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    if seconds:
+        terminalreporter.section("time of each test on machines")
+    for name, took in sorted(seconds.items()):
+        terminalreporter.line(f"{took:7.1f} s  {name.removeprefix('tests/model/')}")

@@ -86,12 +86,17 @@ class Application:
 
 @dataclass
 class Storage:
-    """A storage instance of a unit: where it lies on the unit's machine."""
+    """A storage instance of a unit: where it lies on the unit's machine.
+
+    Attributes:
+        size: Such as ``400M``; None for one that is a folder of the machine's root disk.
+    """
 
     id: str
     name: str
     kind: str
     location: str
+    size: str | None = None
     attached: bool = False
     detaching: bool = False
 

@@ -6,15 +6,20 @@ How, and why each option: see README.md. Everything is made below one folder and
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.model.runner.commands import MachineError, run
+from tests.model.runner.network import BRIDGE, Network
 
 PACKAGES = (
     "acl", "attr", "borgbackup", "btrfs-progs", "ca-certificates", "curl", "dbus", "iproute2",
@@ -23,75 +28,58 @@ PACKAGES = (
 )  # fmt: skip
 """What every machine has from the beginning; without them hooks would need the archive."""
 
+SERVICES = ("postgresql",)
+"""Packages whose services are installed and not started."""
+
 BOOT_SECONDS = 60.0
 STOP_SECONDS = 20.0
 SHARED = Path("/run/model")
 """Where a machine finds the runner's socket and the hook tools."""
 
 
-class MachineError(Exception):
-    """A machine could not be made, or a command on it failed."""
+def ensure_image(
+    folder: Path,
+    packages: Sequence[str] = PACKAGES,
+    services: Sequence[str] = SERVICES,
+    suite: str = "bookworm",
+) -> Path:
+    """Return the root folder of the image, built when it is missing or its recipe changed.
 
-
-def run(command: Sequence[str], **options: object) -> str:
-    """Run a command of the host and return what it printed. Raises MachineError."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        raise MachineError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-2000:]}")
-    return done.stdout
-
-
-def ensure_image(folder: Path, packages: Sequence[str] = PACKAGES, suite: str = "bookworm") -> Path:
-    """Return the root folder of the image, built when it is missing or its packages changed."""
+    Args:
+        packages: What every machine has.
+        services: Packages with services that a charm starts when it wants them.
+    """
     root, recipe = folder / "root", folder / "recipe"
-    wanted = f"{suite} {' '.join(sorted(packages))}\n"
-    if recipe.exists() and recipe.read_text() == wanted:
-        return root
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    run(
-        [
-            *("debootstrap", "--variant=minbase", f"--include={','.join(sorted(packages))}"),
-            *(suite, str(root)),
-        ]
-    )
-    for path in (root / "etc/ssh").glob("ssh_host_*"):
-        path.unlink()  # each machine makes its own
-    (root / "etc/resolv.conf").unlink(missing_ok=True)
-    (root / "etc/machine-id").write_text("")
-    for unit in ("systemd-networkd", "ssh"):
-        run(["chroot", str(root), "systemctl", "enable", unit])
-    recipe.write_text(wanted)
+    wanted = f"{suite} {' '.join(sorted(packages))} | {' '.join(sorted(services))}\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.joinpath("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not recipe.exists() or recipe.read_text() != wanted:
+            recipe.unlink(missing_ok=True)
+            if root.exists():
+                shutil.rmtree(root)
+            _build_image(root, packages, services, suite)
+            recipe.write_text(wanted)
     return root
 
 
-@dataclass(frozen=True)
-class Network:
-    """The bridge of a run, and its subnet.
-
-    Attributes:
-        prefix: The first three bytes of the IPv4 subnet (/24).
-    """
-
-    bridge: str
-    prefix: str
-
-    @property
-    def subnet(self) -> str:
-        """The subnet."""
-        return f"{self.prefix}.0/24"
-
-    def open(self) -> None:
-        """Make the bridge; the host has its first address."""
-        run(["ip", "link", "add", self.bridge, "type", "bridge"])
-        run(["ip", "address", "add", f"{self.prefix}.1/24", "dev", self.bridge])
-        run(["ip", "link", "set", self.bridge, "up"])
-
-    def close(self) -> None:
-        """Remove the bridge."""
-        with contextlib.suppress(MachineError):
-            run(["ip", "link", "delete", self.bridge])
+def _build_image(root: Path, packages: Sequence[str], services: Sequence[str], suite: str) -> None:
+    include = f"--include={','.join(sorted(packages))}"
+    run(["debootstrap", "--variant=minbase", include, suite, str(root)])
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")  # "start nothing" (invoke-rc.d(8))
+    policy.chmod(0o755)
+    shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
+    enter = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "chroot", str(root)]
+    run([*enter, "apt-get", "install", "-qq", "--no-install-recommends", *sorted(services)])
+    run([*enter, "apt-get", "clean"])
+    policy.unlink()
+    for path in (root / "etc/ssh").glob("ssh_host_*"):
+        path.unlink()  # each machine makes its own
+    (root / "etc/resolv.conf").unlink()
+    (root / "etc/machine-id").write_text("")
+    run([*enter, "systemctl", "enable", "systemd-networkd", "ssh"])
+    run([*enter, "systemctl", "disable", *sorted(services)])
 
 
 class Machine:
@@ -109,6 +97,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._leader: int | None = None
         self._unique = uuid.uuid4().hex[:8]
+        self.disks: dict[str, str] = {}
 
     def start(self) -> None:
         """Boot it, and wait until systemd has started what it starts."""
@@ -129,22 +118,24 @@ class Machine:
         (etc / "systemd/network").mkdir(parents=True, exist_ok=True)
         (etc / "systemd/network/10-host0.network").write_text(
             f"[Match]\nName=host0\n[Network]\nAddress={self.address}/24\n"
-            f"Gateway={self.network.prefix}.1\n"
+            f"Gateway={self.network.prefix}.1\nIPv6AcceptRA=no\n"
         )
         run(["ssh-keygen", "-A", "-f", str(self.root)])
 
     def _boot(self) -> None:
+        for target, device in self.disks.items():
+            run(["mount", device, f"{self.root}{target}"])
         groups = self._make_groups()
         nspawn = [
             *("systemd-nspawn", "--quiet", f"--directory={self.root}", "--boot"),
             *("--register=no", "--keep-unit", f"--machine=m{self.number}-{self._unique}"),
-            *(f"--network-bridge={self.network.bridge}", "--resolv-conf=off"),
+            *(f"--network-bridge={BRIDGE}", "--resolv-conf=off"),
             *("--link-journal=no", f"--bind={self.shared}:{SHARED}", "--console=pipe"),
         ]
         enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
         with (self.folder / "console.log").open("ab") as console:
             self._process = subprocess.Popen(
-                ["sh", "-c", f'{enter}exec "$@"', "sh", *nspawn],
+                ["sh", "-c", f'{enter}exec "$@"', "sh", *self.network.inside(nspawn)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -245,19 +236,54 @@ class Machine:
 
     def disconnect(self) -> None:
         """Take its end of the bridge down."""
-        run(["ip", "link", "set", self._interface(), "down"])
+        self.network.run(["ip", "link", "set", self.interface(), "down"])
 
     def connect(self) -> None:
         """Bring it up again."""
-        run(["ip", "link", "set", self._interface(), "up"])
+        self.network.run(["ip", "link", "set", self.interface(), "up"])
 
-    def _interface(self) -> str:
-        """Return the host's end of its network pair, by the index that the machine knows it by."""
-        index = self.run(["cat", "/sys/class/net/host0/iflink"]).strip()
-        for path in Path("/sys/class/net").iterdir():
-            if (path / "ifindex").read_text().strip() == index:
-                return path.name
+    def interface(self) -> str:
+        """Return the bridge's end of its network pair, by the index that the machine knows it by.
+
+        Raises:
+            MachineError: The machine isn't up.
+        """
+        index = int(self.run(["cat", "/sys/class/net/host0/iflink"]))
+        for link in json.loads(self.network.run(["ip", "-json", "link"])):
+            if link["ifindex"] == index:
+                return str(link["ifname"])
         raise MachineError(f"{self.name} has no network")
+
+    def attach_disk(self, target: str, size: str) -> None:
+        """Mount a new disk (ext4) on the running machine; it is there again after each boot.
+
+        Args:
+            target: An absolute path on the machine.
+            size: Such as ``400M`` or ``20G``, as truncate(1) reads it.
+        """
+        image = self.folder / f"disk-{uuid.uuid4().hex[:8]}"
+        run(["truncate", f"--size={size}", str(image)])
+        run(["mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1", str(image)])
+        device = run(["losetup", "--find", "--show", str(image)]).strip()
+        self.disks[target] = device
+        # The machine has no loop devices; a node in the folder it shares with the host is one.
+        node = self.shared / Path(device).name
+        node.unlink(missing_ok=True)
+        status = os.stat(device)
+        os.mknod(node, 0o600 | stat.S_IFBLK, status.st_rdev)
+        self.run(["mkdir", "-p", target])
+        assert self._leader is not None
+        enter = ["nsenter", "-t", str(self._leader), "-m"]
+        run([*enter, "mount", str(SHARED / node.name), target])
+
+    def detach_disk(self, target: str) -> None:
+        """Take a disk away, with what is on it."""
+        device = self.disks.pop(target)
+        assert self._leader is not None
+        run(["nsenter", "-t", str(self._leader), "-m", "umount", target])
+        if Path(f"{self.root}{target}").is_mount():
+            run(["umount", f"{self.root}{target}"])
+        run(["losetup", "--detach", device])
 
     def reboot(self) -> None:
         """Shut it down in good order and boot it again."""
@@ -286,6 +312,9 @@ class Machine:
             self._process.wait()
         self._process, self._leader = None, None
         self._remove_groups()
+        for target in self.disks:
+            if Path(f"{self.root}{target}").is_mount():
+                run(["umount", f"{self.root}{target}"])
 
     def _remove_groups(self) -> None:
         for group in self._make_groups():
@@ -299,6 +328,8 @@ class Machine:
     def close(self) -> None:
         """Stop it and remove everything of it."""
         self.stop()
+        for device in self.disks.values():
+            run(["losetup", "--detach", device])
         if self.root.is_mount():
             run(["umount", str(self.root)])
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
 
+from tests.model.runner.commands import MachineError
 from tests.model.runner.context import Action
 from tests.model.runner.entities import (
     Application,
@@ -26,12 +28,18 @@ from tests.model.runner.entities import (
     Unit,
 )
 from tests.model.runner.hooks import ToolServer, install_charm, run_hook, unpack_charm
-from tests.model.runner.machines import Machine, MachineError, Network
+from tests.model.runner.machines import Machine
+from tests.model.runner.network import Network
 from tests.model.runner.resolver import Hook, next_hook, note
 
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0
 LOG_LINES_KEPT = 4000
 PAUSE = 0.05
+MACHINES_MAX = 240
+
+
+OPEN: list[Model] = []
+"""The models that are open now, for the report of a test that fails."""
 
 
 class ActionFailed(Exception):
@@ -43,10 +51,18 @@ class Model:
 
     Args:
         image: The root folder that machines are overlays on.
+        store: The packed charm of each name that a test or a bundle may deploy.
         prefix: The first three bytes of the machines' subnet.
     """
 
-    def __init__(self, image: Path, name: str = "fleet", prefix: str = "10.77.1") -> None:
+    def __init__(
+        self,
+        image: Path,
+        store: Mapping[str, Path] | None = None,
+        name: str = "fleet",
+        prefix: str = "10.77.1",
+    ) -> None:
+        self.store = dict(store or {})
         self.folder = Path(tempfile.mkdtemp(prefix="turku-model-"))
         self.image = image
         self.entities = Entities(name)
@@ -64,6 +80,7 @@ class Model:
         self._broken: list[str] = []
 
     def __enter__(self) -> Model:
+        OPEN.append(self)
         self.network.open()
         return self
 
@@ -73,12 +90,12 @@ class Model:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
-            print(self.report())
         self.close()
 
     def close(self) -> None:
         """Stop the agents and the machines, and remove everything."""
+        if self in OPEN:
+            OPEN.remove(self)
         self._closing = True
         for thread in self._threads:
             thread.join()
@@ -96,42 +113,99 @@ class Model:
 
     def deploy(
         self,
-        charm: Path,
-        name: str,
+        what: Path | str,
+        name: str | None = None,
         units: int = 1,
         config: Mapping[str, Any] | None = None,
-        storage: Mapping[str, int] | None = None,
-        machines: list[str] | None = None,
+        storage: Mapping[str, str] | None = None,
+        machines: Sequence[str] | None = None,
+        overlay: Mapping[str, Any] | None = None,
     ) -> None:
-        """Deploy a packed charm.
+        """Deploy a charm, or a bundle.
 
         Args:
-            storage: How many instances of each storage a unit gets; those that the charm demands
-                are made in any case.
+            what: A packed charm, the name of one in the store, or a bundle (``*.yaml``). A bundle's
+                charms, local ones too, are those of the store with the same name.
+            name: The application's name; the charm's when left out.
+            storage: The directive of each storage that a unit gets, such as ``400M`` or ``2,1G``;
+                those that the charm demands are made in any case. One without a size is a folder.
             machines: Where to put the units; new machines when left out.
+            overlay: For a bundle: applications whose keys replace the bundle's; one that is None is
+                left out with its relations.
         """
+        if str(what).endswith(".yaml"):
+            self._deploy_bundle(Path(what), overlay or {})
+            return
+        charm = self.store[what] if isinstance(what, str) else what
         with self._lock:
-            application = Application(name, self._unpack(charm, 1), dict(config or {}))
+            unpacked = self._unpack(charm, 1)
+            name = name or str(unpacked.metadata["name"])
+            application = Application(name, unpacked, dict(config or {}))
             self.entities.applications[name] = application
             for endpoint in application.charm.endpoints.values():
                 if endpoint.role == "peers":
                     self._relate({name: endpoint})
         if not application.charm.is_subordinate:
-            for index in range(units):
-                self.add_unit(name, storage, machines[index] if machines else None)
+            places = list(machines or [None] * units)
+            adds = [
+                threading.Thread(target=self.add_unit, args=(name, storage, place))
+                for place in places
+            ]
+            for add in adds:
+                add.start()
+            for add in adds:
+                add.join()
+
+    def _deploy_bundle(self, file: Path, overlay: Mapping[str, Any]) -> None:
+        bundle = yaml.safe_load(file.read_text("utf-8"))
+        applications = bundle["applications"]
+        for name, spec in overlay.items():
+            applications[name] = None if spec is None else {**applications.get(name, {}), **spec}
+        left_out = {name for name, spec in applications.items() if spec is None}
+        for name, spec in applications.items():
+            if spec is not None:
+                charm = Path(spec["charm"]).name.partition("_")[0]
+                units = int(spec.get("num_units", 0))
+                self.deploy(charm, name, units, spec.get("options"), spec.get("storage"))
+        for one, two in bundle.get("relations", []):
+            if not {one.partition(":")[0], two.partition(":")[0]} & left_out:
+                self.integrate(one, two)
 
     def add_unit(
-        self, name: str, storage: Mapping[str, int] | None = None, machine: str | None = None
+        self, name: str, storage: Mapping[str, str] | None = None, machine: str | None = None
     ) -> str:
         """Add a unit, on a machine of its own unless one is named, and return its name."""
         machine = machine or self.add_machine()
         with self._lock:
             return self._make_unit(self.entities.applications[name], machine, None, storage).name
 
+    def add_storage(self, unit_name: str, name: str, directive: str = "") -> list[str]:
+        """Attach more of a storage to a unit, and return the new ones' ids."""
+        with self._lock:
+            unit = self.entities.unit(unit_name)
+            spec = self.entities.applications[unit.application].charm.storages[name]
+            return self._give_storage(unit, name, spec, directive)
+
+    def remove_storage(self, unit_name: str, identifier: str) -> None:
+        """Detach a storage from a unit, with what is on it."""
+        with self._lock:
+            self.entities.unit(unit_name).storages[identifier].detaching = True
+
+    def elect(self, unit_name: str) -> None:
+        """Make a unit its application's leader, as Juju does when the leader's lease runs out."""
+        with self._lock:
+            unit = self.entities.unit(unit_name)
+            application = self.entities.applications[unit.application]
+            if application.leader != unit_name:
+                application.leader = unit_name
+                unit.seen.led = False
+
     def add_machine(self) -> str:
         """Boot a machine, start its agent, and return its name in the model."""
         with self._lock:
             number = len(self.machines)
+            if number >= MACHINES_MAX:
+                raise ValueError(f"a model has at most {MACHINES_MAX} machines")
             machine = Machine(number, self.folder / f"machine-{number}", self.image, self.network)
             name = str(number)
             self.machines[name] = machine
@@ -354,6 +428,8 @@ class Model:
                 "egress-subnets": f"{address}/32",
             }
             hook.relation.write(unit.name, settings)
+        if hook.storage is not None and hook.name.endswith("-detaching") and not unit.dying:
+            self._unmount(self.machines[unit.machine], hook.storage)
         if unit.seen.removed:
             self._forget(unit)
         for relation in [each for each in self.entities.relations.values() if each.dying]:
@@ -395,27 +471,37 @@ class Model:
         application.next_number += 1
         unit = Unit(name, application.name, machine, principal)
         for kind, spec in application.charm.storages.items():
-            count = (storage or {}).get(kind, _least(spec))
-            for _ in range(count):
-                made = self._make_storage(kind, spec)
-                unit.storages[made.id] = made
+            self._give_storage(unit, kind, spec, (storage or {}).get(kind, str(_least(spec))))
         application.units[name] = unit
         application.leader = application.leader or name
         return unit
 
-    def _make_storage(self, name: str, spec: Mapping[str, Any]) -> Storage:
-        identifier = f"{name}/{self.entities.next_storage}"
-        self.entities.next_storage += 1
-        default = f"/var/lib/juju/storage/{identifier}"
-        location = spec.get("location", default)
-        if "multiple" in spec and "location" in spec:
-            location = f"{location}/{identifier.rpartition('/')[2]}"
-        return Storage(identifier, name, spec["type"], location)
+    def _give_storage(
+        self, unit: Unit, name: str, spec: Mapping[str, Any], directive: str
+    ) -> list[str]:
+        """Give a unit as much of a storage as a directive such as ``2,400M`` says."""
+        words = [word for word in str(directive).split(",") if word]
+        count = next((int(word) for word in words if word.isdecimal()), 1)
+        size = next((word for word in words if re.fullmatch(r"[0-9]+[MGT]", word)), None)
+        made = []
+        for _ in range(count):
+            identifier = f"{name}/{self.entities.next_storage}"
+            self.entities.next_storage += 1
+            location = spec.get("location", f"/var/lib/juju/storage/{identifier}")
+            if "multiple" in spec and "location" in spec:
+                location = f"{location}/{identifier.rpartition('/')[2]}"
+            unit.storages[identifier] = Storage(identifier, name, spec["type"], location, size)
+            made.append(identifier)
+        return made
 
     def _mount(self, machine: Machine, storage: Storage) -> None:
-        """Give a machine a storage: a folder of its own, mounted where the charm wants it."""
+        """Give a machine a storage where the charm wants it: a disk of its size, or a folder."""
         if storage.kind != "filesystem":
             raise MachineError("block storage needs a machine with a kernel of its own")
+        if storage.size is not None:
+            if storage.location not in machine.disks:
+                machine.attach_disk(storage.location, storage.size)
+            return
         behind = f"/var/lib/model-storage/{storage.id}"
         line = f"{behind} {storage.location} none bind 0 0"
         script = (
@@ -423,6 +509,14 @@ class Model:
             f"(grep -qF '{line}' /etc/fstab || echo '{line}' >>/etc/fstab) && "
             f"(mountpoint -q {storage.location} || mount {storage.location})"
         )
+        machine.run(["sh", "-c", script])
+
+    def _unmount(self, machine: Machine, storage: Storage) -> None:
+        """Take a storage away again."""
+        if storage.size is not None:
+            machine.detach_disk(storage.location)
+            return
+        script = f"umount {storage.location} && sed -i '\\# {storage.location} #d' /etc/fstab"
         machine.run(["sh", "-c", script])
 
     def _let_go(self, unit: Unit) -> None:
@@ -498,26 +592,6 @@ def _least(spec: Mapping[str, Any]) -> int:
     return int(str(multiple["range"]).partition("-")[0].rstrip("+"))
 
 
-def deploy_bundle(model: Model, file: Path, find_charm: Callable[[str], Path]) -> None:
-    """Deploy a bundle.
-
-    Args:
-        find_charm: Says which packed charm stands for what the bundle calls it.
-    """
-    bundle = yaml.safe_load(file.read_text("utf-8"))
-    for name, spec in bundle["applications"].items():
-        directives = spec.get("storage", {})
-        model.deploy(
-            find_charm(spec["charm"]),
-            name,
-            int(spec.get("num_units", 0)),
-            spec.get("options"),
-            {storage: _count(directive) for storage, directive in directives.items()},
-        )
-    for one, two in bundle.get("relations", []):
-        model.integrate(one, two)
-
-
-def _count(directive: str) -> int:
-    """Return how many instances a storage directive asks for, such as ``ebs,2,10G``."""
-    return next((int(part) for part in str(directive).split(",") if part.isdecimal()), 1)
+def active(model: Model) -> bool:
+    """Whether every unit has been told everything and says that it is active; for `wait`."""
+    return model.is_settled() and all(word == "active" for word, _ in model.status().values())
