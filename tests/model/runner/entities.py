@@ -125,6 +125,7 @@ class Seen:
     config_revision: int = 0
     charm_revision: int = 0
     led: bool = False
+    follows: bool = False
     stopped: bool = False
     removed: bool = False
     relations: dict[int, SeenRelation] = field(default_factory=dict)
@@ -244,7 +245,7 @@ class Entities:
         return [unit for each in self.applications.values() for unit in each.units.values()]
 
     def relations_of(self, unit: Unit) -> list[Relation]:
-        """Return the relations that a unit is in; a subordinate's, with its own principal."""
+        """Return the relations that a unit is in; in a container's, with who is beside it."""
         return [
             relation
             for relation in self.relations.values()
@@ -252,10 +253,15 @@ class Entities:
             and (
                 not relation.container
                 or unit.principal is None
-                or relation.remote_application(unit.application)
-                == unit.principal.rpartition("/")[0]
+                or relation.remote_application(unit.application) in self._neighbours(unit)
             )
         ]
+
+    def _neighbours(self, unit: Unit) -> set[str]:
+        """Return the applications of a subordinate's principal and of the others beside that."""
+        assert unit.principal is not None
+        beside = {each.application for each in self.units() if each.principal == unit.principal}
+        return beside | {unit.principal.rpartition("/")[0]}
 
     def remote_units(self, relation: Relation, unit: Unit) -> list[str]:
         """Return the names of the units that a unit sees in a relation, sorted."""
@@ -264,9 +270,8 @@ class Entities:
             return []
         found = [each for each in other.units.values() if each.name != unit.name]
         if relation.container:
-            found = [
-                each for each in found if each.name == unit.principal or each.principal == unit.name
-            ]
+            container = unit.principal or unit.name
+            found = [each for each in found if container in (each.name, each.principal)]
         return sorted((each.name for each in found), key=_in_order)
 
 

@@ -73,7 +73,8 @@ class ToolServer:
         except Exception as error:
             logger.exception("%s %s", request["tool"], request["words"])
             return {"code": 1, "output": "", "error": f"ERROR in the runner: {error!r}\n"}
-        return {"code": 0, "output": output, "error": ""}
+        line_end = "\n" if output and not output.endswith("\n") else ""
+        return {"code": 0, "output": output + line_end, "error": ""}
 
     def begin(self, context: Context) -> None:
         """Let a run's tools in."""
@@ -102,11 +103,7 @@ def unpack_charm(file: Path, folder: Path) -> None:
 
 def install_charm(machine: Machine, unit: Unit, charm: Charm) -> None:
     """Put the charm's files where the unit's agent has them."""
-    target = machine.root / str(AGENTS / unit.tag / "charm").lstrip("/")
-    if target.exists():
-        shutil.rmtree(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(charm.folder, target, symlinks=True)
+    machine.put(charm.folder, str(AGENTS / unit.tag / "charm"))
     unit.charm = charm
 
 

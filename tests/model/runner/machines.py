@@ -66,20 +66,27 @@ def ensure_image(
 def _build_image(root: Path, packages: Sequence[str], services: Sequence[str], suite: str) -> None:
     include = f"--include={','.join(sorted(packages))}"
     run(["debootstrap", "--variant=minbase", include, suite, str(root)])
-    policy = root / "usr/sbin/policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")  # "start nothing" (invoke-rc.d(8))
-    policy.chmod(0o755)
-    shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
-    enter = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "chroot", str(root)]
-    run([*enter, "apt-get", "install", "-qq", "--no-install-recommends", *sorted(services)])
-    run([*enter, "apt-get", "clean"])
-    policy.unlink()
+    install_packages(root, services)
     for path in (root / "etc/ssh").glob("ssh_host_*"):
         path.unlink()  # each machine makes its own
-    (root / "etc/resolv.conf").unlink()
     (root / "etc/machine-id").write_text("")
+    enter = ["env", "LC_ALL=C.UTF-8", "chroot", str(root)]
     run([*enter, "systemctl", "enable", "systemd-networkd", "ssh"])
     run([*enter, "systemctl", "disable", *sorted(services)])
+
+
+def install_packages(root: Path, packages: Sequence[str]) -> None:
+    """Install packages of the distribution in a root folder; nothing of them is started."""
+    policy, resolver = root / "usr/sbin/policy-rc.d", root / "etc/resolv.conf"
+    policy.write_text("#!/bin/sh\nexit 101\n")  # "start nothing" (invoke-rc.d(8))
+    policy.chmod(0o755)
+    shutil.copyfile("/etc/resolv.conf", resolver)
+    enter = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "chroot", str(root)]
+    run([*enter, "apt-get", "update", "-qq"])
+    run([*enter, "apt-get", "install", "-qq", "--no-install-recommends", *sorted(packages)])
+    run([*enter, "apt-get", "clean"])
+    policy.unlink()
+    resolver.unlink()
 
 
 class Machine:
@@ -234,6 +241,14 @@ class Machine:
             )
         return printed
 
+    def put(self, folder: Path, target: str) -> None:
+        """Copy a folder of the host to the machine, in place of what is there."""
+        place = self.root / target.lstrip("/")
+        if place.exists():
+            shutil.rmtree(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, place, symlinks=True)
+
     def disconnect(self) -> None:
         """Take its end of the bridge down."""
         self.network.run(["ip", "link", "set", self.interface(), "down"])
@@ -284,6 +299,14 @@ class Machine:
         if Path(f"{self.root}{target}").is_mount():
             run(["umount", f"{self.root}{target}"])
         run(["losetup", "--detach", device])
+
+    def attach_block(self, name: str, size: str) -> str:
+        """Raise MachineError: this needs a machine with a kernel of its own."""
+        raise MachineError("block storage needs a machine with a kernel of its own")
+
+    def detach_block(self, name: str) -> None:
+        """Raise MachineError: this needs a machine with a kernel of its own."""
+        raise MachineError("block storage needs a machine with a kernel of its own")
 
     def reboot(self) -> None:
         """Shut it down in good order and boot it again."""

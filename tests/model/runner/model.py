@@ -28,6 +28,7 @@ from tests.model.runner.entities import (
     Unit,
 )
 from tests.model.runner.hooks import ToolServer, install_charm, run_hook, unpack_charm
+from tests.model.runner.kernel_machine import KernelImage, KernelMachine
 from tests.model.runner.machines import Machine
 from tests.model.runner.network import Network
 from tests.model.runner.resolver import Hook, next_hook, note
@@ -36,6 +37,8 @@ RETRY_FIRST, RETRY_MAX = 5.0, 300.0
 LOG_LINES_KEPT = 4000
 PAUSE = 0.05
 MACHINES_MAX = 240
+BLOCK_SIZE = "1G"
+"""How large a block device is when nobody says, as with Juju."""
 
 
 OPEN: list[Model] = []
@@ -200,18 +203,27 @@ class Model:
                 application.leader = unit_name
                 unit.seen.led = False
 
-    def add_machine(self) -> str:
-        """Boot a machine, start its agent, and return its name in the model."""
+    def add_machine(self, kernel: KernelImage | None = None) -> str:
+        """Boot a machine, start its agent, and return its name in the model.
+
+        Args:
+            kernel: What it boots from if it is to have a kernel of its own.
+        """
         with self._lock:
             number = len(self.machines)
             if number >= MACHINES_MAX:
                 raise ValueError(f"a model has at most {MACHINES_MAX} machines")
-            machine = Machine(number, self.folder / f"machine-{number}", self.image, self.network)
+            folder = self.folder / f"machine-{number}"
+            machine = (
+                Machine(number, folder, self.image, self.network)
+                if kernel is None
+                else KernelMachine(number, folder, kernel, self.network)
+            )
             name = str(number)
             self.machines[name] = machine
             self._machine_locks[name] = threading.Lock()
-        machine.start()
         self._servers[name] = ToolServer(machine)
+        machine.start()
         thread = threading.Thread(target=self._agent, args=(name,), name=machine.name)
         self._threads.append(thread)
         thread.start()
@@ -495,9 +507,10 @@ class Model:
         return made
 
     def _mount(self, machine: Machine, storage: Storage) -> None:
-        """Give a machine a storage where the charm wants it: a disk of its size, or a folder."""
-        if storage.kind != "filesystem":
-            raise MachineError("block storage needs a machine with a kernel of its own")
+        """Give a machine a storage: where the charm wants it, or where a block device appears."""
+        if storage.kind == "block":
+            storage.location = machine.attach_block(storage.id, storage.size or BLOCK_SIZE)
+            return
         if storage.size is not None:
             if storage.location not in machine.disks:
                 machine.attach_disk(storage.location, storage.size)
@@ -513,6 +526,9 @@ class Model:
 
     def _unmount(self, machine: Machine, storage: Storage) -> None:
         """Take a storage away again."""
+        if storage.kind == "block":
+            machine.detach_block(storage.id)
+            return
         if storage.size is not None:
             machine.detach_disk(storage.location)
             return
@@ -538,6 +554,8 @@ class Model:
                 if not application.charm.is_subordinate:
                     continue
                 other = self.entities.applications[relation.remote_application(name)]
+                if other.charm.is_subordinate:
+                    continue
                 for principal in other.units.values():
                     wanted.add((name, principal.name))
                     seen = principal.seen.relations.get(relation.id)
@@ -548,7 +566,7 @@ class Model:
                         self._make_unit(application, principal.machine, principal.name)
         for unit in self.entities.units():
             if unit.principal is not None and (unit.application, unit.principal) not in wanted:
-                unit.dying = True
+                unit.dying = True  # a relation to another subordinate alone keeps none
 
     def _relate(self, ends: dict[str, Endpoint]) -> Relation:
         relation = Relation(self.entities.next_relation, ends)

@@ -49,6 +49,8 @@ def next_hook(entities: Entities, unit: Unit) -> Hook | None:
         return _leave(entities, unit)
     if application.leader == unit.name and not seen.led:
         return Hook("leader-elected")
+    if application.leader != unit.name and not seen.started and not seen.follows:
+        return Hook("leader-settings-changed")
     if seen.config_revision != application.config_revision:
         return Hook("config-changed")
     if not seen.started:
@@ -86,6 +88,8 @@ def note(entities: Entities, unit: Unit, hook: Hook, versions: dict[str, int]) -
         seen.config_revision = 0
     elif hook.name == "leader-elected":
         seen.led = True
+    elif hook.name == "leader-settings-changed":
+        seen.follows = True
     elif hook.name == "config-changed":
         seen.config_revision = versions["config"]
     elif hook.name == "start":

@@ -25,6 +25,10 @@ class ToolError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
+    def words(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse a tool's words: options may stand between the others, as Juju allows."""
+        return self.parse_intermixed_args(list(words))
+
     def error(self, message: str) -> NoReturn:
         raise ToolError(message)
 
@@ -81,14 +85,14 @@ def _config_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("-a", "--all", action="store_true")
     parser.add_argument("key", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     application = context.entities.applications[context.unit.application]
     config = application.effective_config()
     return _shown(config if asked.key is None else config.get(asked.key), asked.format)
 
 
 def _is_leader(context: Context, words: list[str], given: str) -> str:
-    return _shown(context.is_leader, _parser().parse_args(words).format)
+    return _shown(context.is_leader, _parser().words(words).format)
 
 
 def _juju_log(context: Context, words: list[str], given: str) -> str:
@@ -96,7 +100,7 @@ def _juju_log(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("-l", "--log-level", default="INFO")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("message", nargs="+")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     context.log.append(f"{asked.log_level} {' '.join(asked.message)}")
     return ""
 
@@ -106,7 +110,7 @@ def _status_set(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("--application", nargs="?", const="true", default="false")
     parser.add_argument("status", choices=["maintenance", "blocked", "waiting", "active"])
     parser.add_argument("message", nargs="?", default="")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     status = (asked.status, asked.message)
     if asked.application.lower() == "true":
         if not context.is_leader:
@@ -121,7 +125,7 @@ def _status_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("--include-data", action="store_true")
     parser.add_argument("--application", nargs="?", const="true", default="false")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     if asked.application.lower() == "true":
         word, message = context.unit.application_status or ("unknown", "")
         body: Any = {"application-status": {"status": word, "message": message, "units": {}}}
@@ -144,7 +148,7 @@ def _unit_get(context: Context, words: list[str], given: str) -> str:
 def _with_word(words: list[str]) -> argparse.Namespace:
     parser = _parser()
     parser.add_argument("word")
-    return parser.parse_args(words)
+    return parser.words(words)
 
 
 def _network_get(context: Context, words: list[str], given: str) -> str:
@@ -153,7 +157,7 @@ def _network_get(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("-r", "--relation", default=None)
     for flag in ("--bind-address", "--ingress-address", "--primary-address", "--egress-subnets"):
         parser.add_argument(flag, action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     address, subnet = context.addresses["address"], context.addresses["subnet"]
     if asked.bind_address or asked.ingress_address or asked.primary_address:
         return _shown(address, asked.format)
@@ -173,7 +177,7 @@ def _network_get(context: Context, words: list[str], given: str) -> str:
 
 
 def _goal_state(context: Context, words: list[str], given: str) -> str:
-    asked = _parser().parse_args(words)
+    asked = _parser().words(words)
     units = context.entities.applications[context.unit.application].units
     listed = {
         name: {"status": unit.status[0], "since": "2026-01-01 00:00:00Z"}
@@ -201,7 +205,7 @@ def _port(words: list[str]) -> str:
 def _opened_ports(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("--endpoints", action="store_true")
-    return _shown(sorted(context.ports), parser.parse_args(words).format)
+    return _shown(sorted(context.ports), parser.words(words).format)
 
 
 def _resource_get(context: Context, words: list[str], given: str) -> str:
@@ -218,7 +222,7 @@ def _juju_reboot(context: Context, words: list[str], given: str) -> str:
 def _state_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("key", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     if asked.key is None:
         return _shown(context.state, asked.format)
     return _shown(context.state.get(asked.key, ""), asked.format)
@@ -228,7 +232,7 @@ def _state_set(context: Context, words: list[str], given: str) -> str:
     parser = _parser(formats=False)
     parser.add_argument("--file", default=None)
     parser.add_argument("pairs", nargs="*")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     if asked.file == FILE_INPUT:
         context.state |= {key: str(value) for key, value in (yaml.safe_load(given) or {}).items()}
     context.state |= _pairs(asked.pairs)
@@ -265,7 +269,7 @@ def _is_broken_now(context: Context, relation: Relation) -> bool:
 def _relation_ids(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("name", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     seen = context.unit.seen.relations
     ids = [
         f"{asked.name}:{relation.id}"
@@ -280,7 +284,7 @@ def _relation_list(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("-r", "--relation", default=None)
     parser.add_argument("--app", action="store_true")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     relation = _relation(context, asked.relation)
     if asked.app:
         return _shown(relation.remote_application(context.unit.application), asked.format)
@@ -306,7 +310,7 @@ def _relation_get(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("--app", action="store_true")
     parser.add_argument("key", nargs="?", default="-")
     parser.add_argument("who", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     relation = _relation(context, asked.relation)
     who = asked.who or (context.hook.remote_unit if context.hook is not None else None)
     if who is None and context.hook is not None:
@@ -330,7 +334,7 @@ def _relation_set(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("--app", action="store_true")
     parser.add_argument("--file", default=None)
     parser.add_argument("pairs", nargs="*")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     relation = _relation(context, asked.relation)
     settings = _pairs(asked.pairs)
     if asked.file == FILE_INPUT:
@@ -347,7 +351,7 @@ def _relation_set(context: Context, words: list[str], given: str) -> str:
 def _relation_model_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("-r", "--relation", default=None)
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     _relation(context, asked.relation)
     return _shown({"uuid": context.entities.uuid}, asked.format)
 
@@ -389,7 +393,7 @@ def _secret_add(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("--owner", default="application")
     parser.add_argument("--file", default=None)
     parser.add_argument("pairs", nargs="*")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     owner = context.unit.name if asked.owner == "unit" else context.unit.application
     if owner == context.unit.application and not context.is_leader:
         raise ToolError("permission denied: this unit is not the leader")
@@ -411,7 +415,7 @@ def _secret_set(context: Context, words: list[str], given: str) -> str:
         parser.add_argument(option, default=None)
     parser.add_argument("id")
     parser.add_argument("pairs", nargs="*")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     secret = _own_secret(context, asked.id)
     content = {**(yaml.safe_load(given) or {})} if asked.file == FILE_INPUT else {}
     content |= _content(asked.pairs)
@@ -446,7 +450,7 @@ def _secret_get(context: Context, words: list[str], given: str) -> str:
     parser.add_argument("--peek", action="store_true")
     parser.add_argument("id", nargs="?")
     parser.add_argument("key", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     secret = _find_secret(context, asked.id, asked.label)
     if asked.id is not None and asked.label:
         context.labels[secret.id] = asked.label
@@ -462,7 +466,7 @@ def _secret_info_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("--label", default=None)
     parser.add_argument("id", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     secret = _find_secret(context, asked.id, asked.label)
     if not context.owns(secret):
         raise ToolError(f'secret "{asked.id or asked.label}" not found')
@@ -478,7 +482,7 @@ def _secret_info_get(context: Context, words: list[str], given: str) -> str:
 
 def _secret_ids(context: Context, words: list[str], given: str) -> str:
     ids = [f"secret:{secret.id}" for secret in context.secrets.values() if context.owns(secret)]
-    return _shown(sorted(ids), _parser().parse_args(words).format)
+    return _shown(sorted(ids), _parser().words(words).format)
 
 
 def _secret_grant(context: Context, words: list[str], given: str) -> str:
@@ -499,7 +503,7 @@ def _grant_words(context: Context, words: list[str]) -> tuple[Relation, set[str]
     parser.add_argument("--unit", default=None)
     parser.add_argument("--app", "--application", default=None)
     parser.add_argument("id")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     relation = _relation(context, asked.relation)
     secret = _own_secret(context, asked.id)
     other = relation.remote_application(context.unit.application)
@@ -510,7 +514,7 @@ def _secret_remove(context: Context, words: list[str], given: str) -> str:
     parser = _parser(formats=False)
     parser.add_argument("--revision", type=int, default=None)
     parser.add_argument("id")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     secret = _own_secret(context, asked.id)
     if asked.revision is not None:
         secret.revisions.pop(asked.revision, None)
@@ -526,7 +530,7 @@ def _storage_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("-s", default=None)
     parser.add_argument("key", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     hook = context.hook
     own = hook.storage.id if hook is not None and hook.storage is not None else None
     storage = context.unit.storages.get(asked.s or own or "")
@@ -539,7 +543,7 @@ def _storage_get(context: Context, words: list[str], given: str) -> str:
 def _storage_list(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("name", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     ids = [
         storage.id
         for storage in context.unit.storages.values()
@@ -554,7 +558,7 @@ def _storage_list(context: Context, words: list[str], given: str) -> str:
 def _action_get(context: Context, words: list[str], given: str) -> str:
     parser = _parser()
     parser.add_argument("key", nargs="?")
-    asked = parser.parse_args(words)
+    asked = parser.words(words)
     if context.action is None:
         raise ToolError("not running an action")
     value: Any = context.action.parameters
