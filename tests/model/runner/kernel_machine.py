@@ -38,6 +38,7 @@ FILES = {
     # The cloud kernel has ext4 built in, but not what its disk hangs on.
     "etc/initramfs-tools/conf.d/model": "MODULES=list\nCOMPRESS=lz4\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\n",
+    "etc/ssh/sshd_config.d/10-model.conf": "StreamLocalBindUnlink yes\n",
     "etc/systemd/network/10-host0.link": "[Match]\nDriver=virtio_net\n[Link]\nName=host0\n",
     "etc/tmpfiles.d/model.conf": f"d {SHARED} 0755 root root\n",
 }
@@ -145,6 +146,7 @@ class KernelMachine(Machine):
 
     def _boot(self) -> None:
         (self.folder / "qmp").unlink(missing_ok=True)
+        mac = f"52:54:00:00:00:{self.number:02x}"
         command = [
             *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", "pc,usb=off", "-accel", "tcg,thread=multi,tb-size=256"),
@@ -154,7 +156,7 @@ class KernelMachine(Machine):
             *("-drive", f"file={self.folder}/disk,format=raw,if=none,id=root"),
             *("-device", "virtio-blk-pci,drive=root,serial=root"),
             *("-netdev", f"tap,id=net,ifname={self._tap},script=no,downscript=no"),
-            *("-device", f"virtio-net-pci,netdev=net,mac=52:54:00:00:00:{self.number:02x},romfile="),
+            *("-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="),
             *("-device", "virtio-rng-pci", "-serial", f"file:{self.folder}/console.log"),
             *("-qmp", f"unix:{self.folder}/qmp,server=on,wait=off"),
         ]
