@@ -33,9 +33,14 @@ demo: local-packages $(VENV)/.ready-local  ## Back up a real tree on this machin
 	@$(BIN)/turku-local demo $(if $(SOURCE),--source '$(SOURCE)')
 
 .PHONY: test
-test: test-packages $(VENV)/.ready-dev other-environments  ## Lint, then run every test; the last line counts them
+test: test-packages model-packages $(VENV)/.ready-dev other-environments  ## Lint, then run the tests, fast ones first; the last line counts them
 	@$(COMPILE)
-	@$(BIN)/python tools/run_tests.py lint unit integration
+	@$(BIN)/python tools/run_tests.py lint unit integration model
+
+.PHONY: test-all
+test-all: test-packages model-packages kernel-packages $(VENV)/.ready-dev other-environments  ## The same, and the tests that take many minutes
+	@$(COMPILE)
+	@$(BIN)/python tools/run_tests.py lint unit integration model model-slow
 
 integration: other-environments
 .PHONY: lint unit integration
@@ -66,13 +71,15 @@ reference: $(VENV)/.ready-dev  ## Write the reference pages that are made from t
 	@$(BIN)/python tools/make_reference.py
 
 # A distribution's packages. Nothing is done, and no root needed, when everything is there.
-.PHONY: local-packages test-packages model-packages
+.PHONY: local-packages test-packages model-packages kernel-packages
 local-packages:
 	@tools/install-packages local
 test-packages:
 	@tools/install-packages test
 model-packages:
 	@tools/install-packages model
+kernel-packages:
+	@tools/install-packages kernel
 
 $(VENV)/.ready-local: requirements/local.txt lib/pyproject.toml tools/make-venv
 	@PYTHON='$(PYTHON)' tools/make-venv $(VENV) requirements/local.txt

@@ -117,11 +117,21 @@ INTEGRATION_AS_USER = (
     ),
 )
 
+MODEL_TESTS = ("--dist=loadgroup", "tests/model", "-m")
+
 MODEL = (
     Check(
         "the charms on machines of their own",
-        # One model at a time: each has the whole of this host's memory and cores.
-        (*tool("pytest", "-q"), "tests/model"),
+        pytest_command(*MODEL_TESTS, "not slow_model", as_root=True),
+        counts_tests=True,
+    ),
+)
+
+MODEL_SLOW = (
+    Check(
+        "a fleet on machines, and a machine with a kernel of its own",
+        # One at a time: each wants the whole host.
+        pytest_command("-n0", *MODEL_TESTS, "slow_model", as_root=True),
         counts_tests=True,
     ),
 )
@@ -131,6 +141,7 @@ PARTS = {
     "unit": UNIT,
     "integration": INTEGRATION_AS_ROOT if os.geteuid() == 0 else INTEGRATION_AS_USER,
     "model": MODEL,
+    "model-slow": MODEL_SLOW,
 }
 
 
