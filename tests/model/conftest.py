@@ -6,6 +6,7 @@ machines' journals; how long each test took is printed at the end.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,7 +35,14 @@ def image() -> Path:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The packed charms by name: ours, and small ones that stand for those of others."""
-    return pack_store(tmp_path_factory.mktemp("charms"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the processes of one run share
+    folder /= "charms"
+    folder.mkdir(exist_ok=True)
+    with folder.joinpath("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return pack_store(folder)
 
 
 @pytest.fixture(scope="session")

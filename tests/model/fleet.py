@@ -21,14 +21,16 @@ NEIGHBOURS = Path(__file__).resolve().parent / "neighbours"
 
 
 def pack_store(folder: Path) -> dict[str, Path]:
-    """Pack all charms into a folder and return them by name."""
-    command = [sys.executable, "-m", "tools.pack_charms", "--base", BASE, "--into", str(folder)]
-    subprocess.run(command, cwd=TREE, check=True, capture_output=True)
-    store = {file.name.partition("_")[0]: file for file in folder.glob("turku-*.charm")}
-    for charm in sorted(NEIGHBOURS.iterdir()):
-        if (charm / "metadata.yaml").exists():
-            store[charm.name] = pack_folder(charm, folder, store["turku-api"])
-    return store
+    """Pack all charms into a folder, unless they lie there, and return them by name."""
+    if not (folder / "packed").exists():
+        command = [sys.executable, "-m", "tools.pack_charms", "--base", BASE, "--into", str(folder)]
+        subprocess.run(command, cwd=TREE, check=True, capture_output=True)
+        api = next(folder.glob("turku-api_*.charm"))
+        for charm in sorted(NEIGHBOURS.iterdir()):
+            if (charm / "metadata.yaml").exists():
+                pack_folder(charm, folder, api)
+        (folder / "packed").touch()
+    return {file.stem.partition("_")[0]: file for file in folder.glob("*.charm")}
 
 
 def pack_folder(charm: Path, folder: Path, with_packages: Path) -> Path:
