@@ -25,7 +25,7 @@ from turku_charm import api_relation
 from turku_charm.actions import answer
 from turku_charm.cos_agent import metrics_listen, publish_cos_agent
 from turku_charm.statuses import Blocked, NotReady
-from turku_core import __version__
+from turku_core import __version__, fields
 from turku_core.agent.sources import load_sources
 from turku_core.agent.status import read_status
 from turku_core.errors import TurkuError
@@ -33,7 +33,6 @@ from turku_core.errors import TurkuError
 logger = logging.getLogger(__name__)
 
 RESTORE_ORDERS = ("restore-folder", "anywhere", "none")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class AgentConfig:
     def __post_init__(self) -> None:
         for option, value, known in (
             ("restore-orders", self.restore_orders, RESTORE_ORDERS),
-            ("log-level", self.log_level, LOG_LEVELS),
+            ("log-level", self.log_level, fields.LOG_LEVELS),
         ):
             if value not in known:
                 raise ValueError(

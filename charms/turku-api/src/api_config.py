@@ -12,7 +12,6 @@ from turku_core.fields import FieldError
 from turku_core.retention import Policy
 from turku_core.schedule import Schedule
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 DAYS_MAX = 36500
 SLOTS_MAX = 10000
 
@@ -47,8 +46,10 @@ class ApiConfig:
         _check("default-retention", Policy.parse, self.default_retention, "last 5 days")
         if not 1 <= self.record_retention_days <= DAYS_MAX:
             raise ValueError(f"record-retention-days: must be 1 to {DAYS_MAX}, such as 400.")
-        if self.log_level not in LOG_LEVELS:
-            raise ValueError(f"log-level: must be one of {', '.join(LOG_LEVELS)}, such as warning.")
+        if self.log_level not in fields.LOG_LEVELS:
+            raise ValueError(
+                f"log-level: must be one of {', '.join(fields.LOG_LEVELS)}, such as warning."
+            )
 
     @property
     def external_host(self) -> str | None:

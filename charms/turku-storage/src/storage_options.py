@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from turku_core import fields
 
 AUTO = "auto"
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def _mode(value: object, where: str) -> str:
 
 
 def _level(value: object, where: str) -> str:
-    if value not in LOG_LEVELS:
+    if value not in fields.LOG_LEVELS:
         raise fields.FieldError(
-            where, f"must be one of {', '.join(LOG_LEVELS)}, not {fields.shown(value)}"
+            where, f"must be one of {', '.join(fields.LOG_LEVELS)}, not {fields.shown(value)}"
         )
     return str(value)
