@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS_MAX = 3600
+_AS_THE_API_SAYS = "the API's default"
 
 
 def update_config() -> NoReturn:
@@ -146,7 +147,13 @@ def _show_config(
     print_table(
         ("source", "path", "frequency", "retention", "from"),
         [
-            (name, each.path, each.settings.frequency, each.settings.retention, each.origin)
+            (
+                name,
+                each.path,
+                each.settings.frequency or _AS_THE_API_SAYS,
+                each.settings.retention or _AS_THE_API_SAYS,
+                each.origin,
+            )
             for name, each in sources.items()
         ],
     )

@@ -84,11 +84,11 @@ def _read_sources(
 
 def _read_source(value: object, place: str) -> SourceSettings:
     source = SourceSettings.from_json(value, place)
-    given = fields.mapping(value, place)
-    if given.get("frequency") is None:
-        source = dataclasses.replace(source, frequency=settings.TURKU_DEFAULT_FREQUENCY)
-    if given.get("retention") is None:
-        source = dataclasses.replace(source, retention=settings.TURKU_DEFAULT_RETENTION)
+    source = dataclasses.replace(
+        source,
+        frequency=source.frequency or settings.TURKU_DEFAULT_FREQUENCY,
+        retention=source.retention or settings.TURKU_DEFAULT_RETENTION,
+    )
     for field, text in (
         ("path", source.path),
         *(("filter", rule) for rule in source.filter),

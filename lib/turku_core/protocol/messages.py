@@ -19,7 +19,6 @@ from turku_core.fields import FieldError, join, optional, required
 from turku_core.retention import Policy
 from turku_core.schedule import Schedule
 
-DEFAULT_FREQUENCY = "daily"
 DEFAULT_RETENTION = "last 5 days, earliest of month"
 
 REQUEST_BYTES_MAX = 8 * 1024 * 1024
@@ -69,11 +68,15 @@ def come_back_seconds(value: object, field: str) -> float:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """What a machine says of one of its sources; the defaults are the protocol's."""
+    """What a machine says of one of its sources; the defaults are the protocol's.
+
+    Attributes:
+        frequency, retention: None: as the API's operator has it for sources that name none.
+    """
 
     path: str
-    frequency: str = DEFAULT_FREQUENCY
-    retention: str = DEFAULT_RETENTION
+    frequency: str | None = None
+    retention: str | None = None
     comment: str = ""
     filter: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -90,8 +93,8 @@ class SourceSettings:
         source = fields.mapping(value, place)
         return cls(
             path=fields.absolute_path(required(source, "path", place), join(place, "path")),
-            frequency=optional(source, "frequency", frequency, DEFAULT_FREQUENCY, place),
-            retention=optional(source, "retention", retention, DEFAULT_RETENTION, place),
+            frequency=optional(source, "frequency", frequency, None, place),
+            retention=optional(source, "retention", retention, None, place),
             comment=optional(source, "comment", fields.text, "", place),
             filter=optional(source, "filter", _filters, (), place),
             exclude=optional(source, "exclude", _excludes, (), place),

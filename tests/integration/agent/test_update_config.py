@@ -159,7 +159,9 @@ def test_the_timers_send_what_is_valid_and_the_api_keeps_the_rest(
 ) -> None:
     folder = newcomer.root / "etc/turku-agent/sources.d"
     folder.mkdir(parents=True)
-    (folder / "10-web.yaml").write_text("web: {path: /srv/web}\nlogs: {path: /var/log}\n")
+    (folder / "10-web.yaml").write_text(
+        "web: {path: /srv/web, frequency: weekly}\nlogs: {path: /var/log}\n"
+    )
     (folder / "20-mail.json").write_text(
         '{"mail": {"path": "/var/mail", "retention": "last 9 days"}}'
     )
@@ -177,7 +179,7 @@ def test_the_timers_send_what_is_valid_and_the_api_keeps_the_rest(
     assert {name: source["path"] for name, source in sources.items()} == {
         "web": "/srv/web", "mail": "/var/mail", "new": "/new",
     }  # fmt: skip
-    assert sources["web"]["frequency"] == "daily"
+    assert sources["web"]["frequency"] == "weekly"
     assert sources["mail"]["retention"] == "last 9 days"
 
     again = newcomer.run("turku-update-config", "--keep-going")

@@ -80,8 +80,13 @@ def test_a_fielded_machine_is_understood_and_what_is_missing_has_the_protocols_d
     assert config.sources["docs"] == SourceSettings(
         path="/usr/share/doc", frequency="daily, 0200-0400", exclude=("*.gz",)
     )
-    assert config.sources["docs"].retention == "last 5 days, earliest of month"
     assert config.sources["all"].snapshot_mode == "borg"
+
+
+def test_a_schedule_and_a_policy_that_a_machine_doesnt_name_are_left_to_the_api() -> None:
+    docs = SourceSettings.from_json({"path": "/usr/share/doc"}, "docs")
+    assert (docs.frequency, docs.retention) == (None, None)
+    assert not {"frequency", "retention"} & docs.to_json().keys()
 
 
 def test_a_machine_that_says_nothing_of_sources_differs_from_one_that_has_none() -> None:

@@ -23,7 +23,7 @@ VALIDITY = timedelta(days=90)
 class SelfSignedCertificatesCharm(ops.CharmBase):
     """Makes an authority when it is installed, and signs every request with it."""
 
-    _stored = ops.StoredState()
+    _stored = ops.StoredState()  # type: ignore[no-untyped-call] # ops gives it no types
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
