@@ -267,11 +267,12 @@ class Model:
             application = self.entities.applications[name]
             application.charm = self._unpack(charm, application.charm.revision + 1)
 
-    def update_status(self) -> None:
-        """Let every unit run its update-status."""
+    def update_status(self, *units: str) -> None:
+        """Let these units run their update-status; none named: every unit."""
         with self._lock:
             for unit in self.entities.units():
-                unit.update_status_wanted = True
+                if not units or unit.name in units:
+                    unit.update_status_wanted = True
 
     def run(self, unit_name: str, action: str, **parameters: Any) -> dict[str, Any]:
         """Run an action and return its results.
