@@ -62,8 +62,15 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
     except NotYet as error:
         # Nothing that anyone has to look at, and each newcomer asks several times.
         return _refusal(request, payload, 503, str(error), logging.INFO)
-    except (OperationalError, InterfaceError):
-        log.exception("the database could not serve a call")
+    except (OperationalError, InterfaceError) as error:
+        # A line, and no traceback: while the database is away, every machine calls here.
+        log.error(
+            "%s of %s: the database can't serve it: %s",
+            request.path_info,
+            _who(payload),
+            " ".join(str(error).split()),
+            exc_info=log.isEnabledFor(logging.DEBUG),
+        )
         return _text(503, "The API's database can't serve the call now; try again.")
 
 

@@ -296,3 +296,19 @@ def test_a_database_that_cannot_serve_is_503_after_deadlocks_were_tried_again(
     answer = world.call("health", {})
     assert (answer.status, len(made)) == (503, calls)
     assert "try again" in answer.text
+
+
+def test_a_database_that_is_away_is_one_line_of_the_log_for_each_call(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def now() -> None:
+        raise OperationalError("connection failed: refused\n\tIs the server running?")
+
+    monkeypatch.setattr(clock, "now", now)
+    assert world.call("agent_ping_checkin", {"machine": {"uuid": "u"}}).status == 503
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "/v1/agent_ping_checkin of machine 'u': the database can't serve it: "
+        "connection failed: refused Is the server running?"
+    )
+    assert not record.exc_info
