@@ -115,7 +115,7 @@ def test_the_drop_in_is_exactly_this() -> None:
         "    PermitUserRC no",
         "    X11Forwarding no",
         "    MaxSessions 2",
-        "    ClientAliveInterval 30",
+        "    ClientAliveInterval 15",
         "    ClientAliveCountMax 4",
     ]
 
