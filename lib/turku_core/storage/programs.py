@@ -230,10 +230,15 @@ def remove_tree(path: Path) -> None:
     removed = run(["rm", "-rf", "--", os.fspath(path)], nice=True)
     if removed.code != 0 and path.is_dir():
         # Folders without permissions for their owner (of the old layout, or an extracted one).
-        run(["chmod", "-R", "u+rwX", "--", os.fspath(path)])
+        open_to_owner(path)
         removed = run(["rm", "-rf", "--", os.fspath(path)], nice=True)
     if os.path.lexists(path):
         raise OSError(0, removed.last_words or "it could not be removed", os.fspath(path))
+
+
+def open_to_owner(path: Path) -> None:
+    """Let the owner of a tree read, write and enter all of it, whatever its files' modes say."""
+    run(["chmod", "-R", "u+rwX", "--", os.fspath(path)])
 
 
 def boot_id() -> str:

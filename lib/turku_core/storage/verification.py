@@ -116,6 +116,8 @@ def _drill(folder: SourceFolder, record: Record, mode: Mode, count: int) -> tupl
             restored = restore_tree(tree, place / "restored", paths)
         if not restored.ok:
             raise SnapshotError(f"{folder.label}: the restore drill failed: {restored.message}")
+        # Some files let not even their owner read them, which is us unless we are root.
+        programs.open_to_owner(place / "restored")
         return len(expected), _compare(place / "restored", expected)
     finally:
         programs.remove_tree(place)

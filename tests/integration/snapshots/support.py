@@ -196,18 +196,22 @@ def nobodys_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
+def as_nobody(*, reading: bool = True) -> Iterator[None]:
     """Be nobody for a while, and so is every program that is begun.
 
     Only this process itself may read what it couldn't, since Python's own files may lie in root's
     home; programs have no privileges at all. The real user stays root, to be able to come back.
+
+    Args:
+        reading: False for code whose modules have all been imported, to take that right away too.
     """
     groups = os.getgroups()
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, 0)
     os.setresuid(NOBODY, NOBODY, 0)
     try:
-        _keep_reading()
+        if reading:
+            _keep_reading()
         yield
     finally:
         os.setresuid(0, 0, 0)

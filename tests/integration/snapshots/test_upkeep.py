@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.support import DAY, MACHINE, START, Unit, make_unit, serve
+from tests.integration.snapshots.support import (
+    DAY,
+    MACHINE,
+    START,
+    Unit,
+    as_nobody,
+    make_unit,
+    nobodys_folder,
+    serve,
+)
 from turku_core.storage import expiry, verification
 from turku_core.storage.records import Record
 from turku_core.storage.snapshots import converge, get_mode
@@ -176,6 +185,27 @@ def test_a_sound_snapshot_is_proven(tmp_path: Path, mode: str) -> None:
     assert verdict.files_drilled == 2
     assert unit.catalogue.records(place)[0][0].proven_at == START + 10 * DAY
     assert not any(name.startswith(".restore") for name in os.listdir(place.path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may back up what nobody may read")
+@pytest.mark.parametrize("mode", ["link-dest", "borg", "none"])
+def test_a_snapshot_of_files_that_their_owner_may_not_read_is_proven(
+    tmp_path: Path, mode: str
+) -> None:
+    (tmp_path / "source" / "folder").mkdir(parents=True)
+    for path in (tmp_path / "source" / "folder" / "file", tmp_path / "source" / "file"):
+        path.write_text("for root\n")
+        path.chmod(0)
+    (tmp_path / "source" / "folder").chmod(0)
+    with nobodys_folder() as home:
+        with serve(tmp_path / "source") as daemon, as_nobody():
+            unit = make_unit(home)
+            record = unit.back_up(daemon, mode)
+            verify(unit, unit.catalogue.open(MACHINE, "docs"), record)
+        with as_nobody(reading=False):
+            verdict = verify(unit, unit.catalogue.open(MACHINE, "docs"), record)
+    assert verdict.damaged is None
+    assert verdict.files_drilled == 2
 
 
 @pytest.mark.parametrize("what", ["content", "attributes", "missing", "added"])
