@@ -35,12 +35,13 @@ NEEDLESS = (
 """Units that only take time when it boots."""
 
 FILES = {
+    # Programs are run there, and on /run they may not be.
+    "etc/fstab": f"tmpfs {SHARED} tmpfs mode=0755 0 0\n",
     # The cloud kernel has ext4 built in, but not what its disk hangs on.
     "etc/initramfs-tools/conf.d/model": "MODULES=list\nCOMPRESS=lz4\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\n",
     "etc/ssh/sshd_config.d/10-model.conf": "StreamLocalBindUnlink yes\n",
     "etc/systemd/network/10-host0.link": "[Match]\nDriver=virtio_net\n[Link]\nName=host0\n",
-    "etc/tmpfiles.d/model.conf": f"d {SHARED} 0755 root root\n",
 }
 """What is in its image before the packages are put there."""
 
