@@ -40,11 +40,22 @@ def answer(event: ops.ActionEvent, body: Callable[[], Result]) -> None:
         result = body()
     except TurkuError as error:
         logger.info("action failed: %s", error)
-        event.fail(str(error))
+        event.fail(_printable(str(error)))
         return
-    event.set_results({"result": _cut_text(result.text), "json": _cut_json(result.values)})
+    text = _cut_text(_printable(result.text))
+    event.set_results({"result": text, "json": _cut_json(result.values)})
     if result.failure is not None:
-        event.fail(result.failure)
+        event.fail(_printable(result.failure))
+
+
+def _printable(text: str) -> str:
+    """Return text as it may be an argument of Juju's commands, and stand on a terminal.
+
+    Files' names may hold anything; bytes of them that aren't UTF-8 come as surrogates.
+    """
+    return "".join(
+        each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text
+    )
 
 
 def _cut_text(text: str) -> str:

@@ -17,16 +17,18 @@ META = {"name": "doer"}
 ACTIONS = {
     "do": {"params": {"well": {"type": "boolean", "default": True}}},
     "look": {"params": {"lines": {"type": "integer", "default": 1}}},
+    "name": {},
 }
 
 
 class Doer(ops.CharmBase):
-    """Has two actions; the second finds fault with whatever it looks at."""
+    """Has three actions; the second finds fault with whatever it looks at."""
 
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
         framework.observe(self.on["do"].action, self._do)
         framework.observe(self.on["look"].action, self._look)
+        framework.observe(self.on["name"].action, self._name)
 
     def _do(self, event: ops.ActionEvent) -> None:
         answer(event, lambda: self._body(event.params.get("well", True)))
@@ -36,6 +38,10 @@ class Doer(ops.CharmBase):
             f"line {number} is long, and there are many" for number in range(event.params["lines"])
         ]
         answer(event, lambda: Result("\n".join(found), {"found": found, "few": [1]}, "It is bad."))
+
+    def _name(self, event: ops.ActionEvent) -> None:
+        name = b"not UTF-8: \xe9, and \0".decode("utf-8", "surrogateescape")
+        answer(event, lambda: Result(f"a file\n{name}", {"name": name}, f"{name} is bad."))
 
     def _body(self, well: bool) -> Result:
         if not well:
@@ -68,6 +74,16 @@ def test_what_is_found_is_shown_also_when_it_counts_as_a_failure() -> None:
     assert caught.value.message == "It is bad."
     assert context.action_results is not None
     assert len(json.loads(context.action_results["json"])["found"]) == 2
+
+
+def test_names_that_are_not_utf_8_can_be_told() -> None:
+    context = testing.Context(Doer, meta=META, actions=ACTIONS)
+    with pytest.raises(testing.ActionFailed) as caught:
+        context.run(context.on.action("name"), testing.State())
+    assert caught.value.message == r"not UTF-8: \udce9, and \x00 is bad."
+    assert context.action_results is not None
+    assert context.action_results["result"] == "a file\n" + r"not UTF-8: \udce9, and \x00"
+    assert json.loads(context.action_results["json"]) == {"name": "not UTF-8: \udce9, and \0"}
 
 
 def test_results_are_cut_to_what_juju_can_carry_and_stay_readable() -> None:
