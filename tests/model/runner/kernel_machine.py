@@ -182,7 +182,7 @@ class KernelMachine(Machine):
                 )
                 raise MachineError(f"{self.name} doesn't boot: {said}")
             time.sleep(0.5)
-        self.put(self.shared, str(SHARED), clear=False)
+        self.put(self.shared, str(SHARED))
 
     def _is_up(self) -> bool:
         # Not whether everything has been started: systemd waits long for a disk that is missing.
@@ -243,20 +243,15 @@ class KernelMachine(Machine):
         """Return the bridge's end of its network."""
         return self._tap
 
-    def put(self, folder: Path, target: str, *, clear: bool = True) -> None:
-        """Copy a folder of the host to the machine.
-
-        Args:
-            clear: Remove what is there already.
-        """
+    def put(self, folder: Path, target: str) -> None:
+        """Copy a folder of the host to the machine, over what is there."""
         packed = subprocess.run(
             ["tar", "--create", "--warning=no-file-ignored", f"--directory={folder}", "."],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,
         ).stdout
-        first = f"rm -rf {target} && " if clear else ""
-        script = f"{first}mkdir -p {target} && tar --extract --directory={target}"
+        script = f"mkdir -p {target} && tar --extract --directory={target}"
         self.run(["sh", "-c", script], given=packed)
 
     def attach_disk(self, target: str, size: str) -> None:
