@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import pwd
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ from turku_core import __file__ as library
 from turku_core.api.install import SERVICE, TIMER, USER, ensure_user, give_folders
 from turku_core.configuration import write_durably
 from turku_core.errors import ConfigurationError, TurkuError
+from website import PORT
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "turku-api"
 MIGRATE_SECONDS_MAX = 3600.0
 COPY_SECONDS_MAX = 4 * 3600.0
+HEALTH_SECONDS_MAX = 10.0
 
 
 def newest_schema() -> str:
@@ -97,6 +102,27 @@ class Service:
     def is_running(self) -> bool:
         """Say whether the API serves."""
         return host.is_running(SERVICE)
+
+    def has_database(self) -> bool:
+        """Ask the running API on this machine whether its database serves it.
+
+        Only its own clear word counts: one that is too busy to answer isn't said to lack anything.
+        """
+        if self.root != Path("/"):
+            return True
+        # To ourselves: nothing secret is sent, and the certificate is for other names.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", PORT, timeout=HEALTH_SECONDS_MAX, context=context
+        )
+        try:
+            connection.request("POST", "/v1/health", b"{}", {"Content-Type": "application/json"})
+            return connection.getresponse().status != HTTPStatus.SERVICE_UNAVAILABLE
+        except (OSError, http.client.HTTPException):
+            return True
+        finally:
+            connection.close()
 
     def start(self, migrate: bool) -> None:
         """Start the service, or start it anew.

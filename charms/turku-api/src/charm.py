@@ -245,13 +245,17 @@ class TurkuApiCharm(ops.CharmBase):
             event.add_status(
                 ops.BlockedStatus(f"{SERVICE} doesn't run: see journalctl -u {SERVICE}.")
             )
+        elif not self._service.has_database():
+            event.add_status(
+                ops.WaitingStatus(f"Waiting for {self._database}: it doesn't answer the API.")
+            )
         else:
-            event.add_status(ops.ActiveStatus(self._active_message()))
+            url = base_url(self._peers.own.addresses["agents"])
+            event.add_status(ops.ActiveStatus(f"{url}, {self._database}"))
 
-    def _active_message(self) -> str:
-        record = self._peers.record
-        database = "PostgreSQL" if record.database == POSTGRESQL else "SQLite"
-        return f"{base_url(self._peers.own.addresses['agents'])}, {database}"
+    @property
+    def _database(self) -> str:
+        return "PostgreSQL" if self._peers.record.database == POSTGRESQL else "SQLite"
 
     # Actions
 

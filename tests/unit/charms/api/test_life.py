@@ -15,6 +15,7 @@ import yaml
 from ops import testing
 
 from api_config import ApiConfig
+from api_service import Service
 from tests.support.api_unit import DATA, Api, Systemd, content, first_state
 from tests.support.charms import CHARMS
 from turku_charm.workload import Workload, WorkloadError
@@ -41,6 +42,17 @@ def test_the_file_of_options_is_this(serving: Api) -> None:
         "}\n"
     )
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_that_does_not_answer_is_said_until_it_does(
+    serving: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Service, "has_database", lambda _: False)
+        serving.run(serving.on.update_status())
+    assert serving.status == ("waiting", "Waiting for SQLite: it doesn't answer the API.")
+    serving.run(serving.on.update_status())
+    assert serving.status[0] == "active"
 
 
 def test_every_option_of_the_charm_reaches_the_workload_which_takes_it(serving: Api) -> None:
