@@ -149,7 +149,7 @@ class Model:
                 if endpoint.role == "peers":
                     self._relate({name: endpoint})
         if not application.charm.is_subordinate:
-            places = list(machines or [None] * units)
+            places: list[str | None] = list(machines) if machines else [None] * units
             adds = [
                 threading.Thread(target=self.add_unit, args=(name, storage, place))
                 for place in places
@@ -478,7 +478,7 @@ class Model:
         application: Application,
         machine: str,
         principal: str | None,
-        storage: Mapping[str, int] | None = None,
+        storage: Mapping[str, str] | None = None,
     ) -> Unit:
         name = f"{application.name}/{application.next_number}"
         application.next_number += 1
