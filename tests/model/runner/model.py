@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -150,14 +151,10 @@ class Model:
                     self._relate({name: endpoint})
         if not application.charm.is_subordinate:
             places: list[str | None] = list(machines) if machines else [None] * units
-            adds = [
-                threading.Thread(target=self.add_unit, args=(name, storage, place))
-                for place in places
-            ]
+            with ThreadPoolExecutor(max(len(places), 1)) as pool:
+                adds = [pool.submit(self.add_unit, name, storage, place) for place in places]
             for add in adds:
-                add.start()
-            for add in adds:
-                add.join()
+                add.result()  # raises what was raised
 
     def _deploy_bundle(self, file: Path, overlay: Mapping[str, Any]) -> None:
         bundle = yaml.safe_load(file.read_text("utf-8"))
