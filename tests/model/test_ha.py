@@ -28,7 +28,6 @@ pytestmark = pytest.mark.xdist_group("ha")
 OVERLAY = {
     "postgresql": {"num_units": 1},
     "turku-storage": {"storage": {"data": "1G"}},
-    "ubuntu": {"num_units": 3},
 }
 API = "/opt/turku-api/current/bin/turku-api"
 PING = "/opt/turku-agent/current/bin/turku-agent-ping"
@@ -120,7 +119,7 @@ class Fleet:
     """The deployed bundle, and its agents that go round."""
 
     model: Model
-    rounds: tuple[Rounds, ...]
+    rounds: list[Rounds]
 
     # The agents that go round.
 
@@ -273,14 +272,15 @@ def add_source(machine: Machine, name: str, path: str) -> None:
 
 @pytest.fixture(scope="module")
 def fleet(image: Path, store: dict[str, Path]) -> Iterator[Fleet]:
-    """The bundle, deployed and active, with three agents that can go round."""
+    """The bundle, deployed and active, with agents that can go round."""
     with Model(image, store) as model:
         model.deploy(BUNDLES / "turku-ha.yaml", overlay=OVERLAY)
         model.wait(active, 600, "for the bundle to be active")
-        rounds = [Rounds(f"ubuntu/{n}", model.machine_of(f"ubuntu/{n}")) for n in range(3)]
+        units = model.entities.applications["ubuntu"].units
+        rounds = [Rounds(unit, model.machine_of(unit)) for unit in units]
         for each in rounds:
             each.prepare()
-        yield Fleet(model, tuple(rounds))
+        yield Fleet(model, rounds)
 
 
 def test_the_bundle_becomes_active_and_one_api_unit_has_migrated_the_database(
@@ -363,6 +363,9 @@ def test_the_other_api_unit_leads_when_the_leader_has_no_power(fleet: Fleet) -> 
     fleet.wait(lambda: fleet.is_healthy(old), "for the lost unit to serve again")
     model.wait(active, SECONDS_MAX, "for the bundle to be active again")
     assert "late/0" in {each["machine"] for each in fleet.ask("list-sources", unit=old)}
+    late = Rounds("late/0", model.machine_of("late/0"))
+    late.prepare()
+    fleet.rounds.append(late)
 
 
 def registers_with(fleet: Fleet, unit: str, configuration: Mapping[str, Any]) -> int:
