@@ -30,6 +30,7 @@ from tests.model.runner.entities import (
 )
 from tests.model.runner.hooks import ToolServer, install_charm, run_hook, unpack_charm
 from tests.model.runner.kernel_machine import KernelImage, KernelMachine
+from tests.model.runner.limits import PREFIX, raise_limit, restore_limit
 from tests.model.runner.machines import Machine
 from tests.model.runner.network import Network
 from tests.model.runner.resolver import Hook, next_hook, note
@@ -70,7 +71,7 @@ class Model:
         self.folder = Path(tempfile.mkdtemp(prefix="turku-model-"))
         self.image = image
         self.entities = Entities(name)
-        self.network = Network(f"tkm{uuid.uuid4().hex[:8]}", prefix)
+        self.network = Network(f"{PREFIX}{uuid.uuid4().hex[:8]}", prefix)
         self.machines: dict[str, Machine] = {}
         self.charms: dict[str, Path] = {}
         self.logs: dict[str, deque[str]] = {}
@@ -86,6 +87,7 @@ class Model:
     def __enter__(self) -> Model:
         OPEN.append(self)
         self.network.open()
+        raise_limit()
         return self
 
     def __exit__(
@@ -111,6 +113,7 @@ class Model:
         for stop in stops:
             stop.join()
         self.network.close()
+        restore_limit()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # What a test does.
