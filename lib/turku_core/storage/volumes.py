@@ -163,22 +163,19 @@ class Volumes:
         return self.space(volume).used_pct >= volume.high_water_pct
 
     def totals_mib(self) -> tuple[float, float]:
-        """Return (total, available) MiB over all mounted volumes, for the API.
+        """Return (total, available) MiB over the mounted volumes that accept new, for the API.
 
-        Available leaves out volumes that accept nothing new. Volumes that share one file system
-        are counted once.
+        It goes by them where to place new machines, and how full the unit is: a volume that
+        accepts nothing new, such as one that is kept for its backups, says nothing of that. Volumes
+        that share one file system are counted once.
         """
-        total = available = 0
-        counted: set[int] = set()
-        for volume in sorted(self.mounted(), key=lambda each: not each.accept_new):
-            device = os.stat(volume.path).st_dev
-            if device in counted:
-                continue
-            counted.add(device)
-            space = self.space(volume)
-            total += space.total
-            if volume.accept_new:
-                available += space.available
+        spaces = {
+            os.stat(volume.path).st_dev: self.space(volume)
+            for volume in self.mounted()
+            if volume.accept_new
+        }
+        total = sum(space.total for space in spaces.values())
+        available = sum(space.available for space in spaces.values())
         return total / _MIB, available / _MIB
 
     def choose(self, existing: Collection[Volume] = ()) -> Volume:

@@ -148,6 +148,10 @@ def test_volumes_on_one_file_system_are_counted_once(tmp_path: Path) -> None:
     assert both[0] == one[0] > 0
 
 
+def test_what_accepts_nothing_new_counts_neither_as_room_nor_as_used(tmp_path: Path) -> None:
+    assert make_volumes(tmp_path, "one", accept_new=False).totals_mib() == (0, 0)
+
+
 def test_space_is_counted_as_df_counts_it(tmp_path: Path) -> None:
     unit = make_volumes(tmp_path, "one")
     space = unit.space(unit.get("one"))
