@@ -26,6 +26,7 @@ from turku_core.protocol.messages import (
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.lifeline import Lifeline
 from turku_core.storage.listeners import find_tunnel, read_listeners
+from turku_core.storage.lost_runs import noted
 from turku_core.storage.mirror import Daemon, Outcome, PullOptions, Received, pull
 from turku_core.storage.queue import Job, Queue
 from turku_core.storage.registration import AnswerNotValid
@@ -204,7 +205,8 @@ def back_up(session: Session, name: str, source: Source, login: Login) -> Outcom
     """
     began = session.clock()
     try:
-        received = _pull_and_freeze(session, name, source, login, began)
+        with noted(session.settings.paths.runs, session.machine, name, began):
+            received = _pull_and_freeze(session, name, source, login, began)
     except VolumeTrouble as error:
         return fail(session, name, began, str(error))
     except TryAgainLater as error:

@@ -65,6 +65,11 @@ class Paths:
         return self.state / "slots"
 
     @property
+    def runs(self) -> Path:
+        """The notes of what sessions pull."""
+        return self.state / "runs"
+
+    @property
     def known_machines(self) -> Path:
         """The API's last list of machines."""
         return self.state / "known_machines.json"

@@ -28,8 +28,8 @@ from turku_core import fields
 from turku_core.configuration import write_durably
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, TurkuError
 from turku_core.protocol.client import ApiRefused, Client
-from turku_core.protocol.messages import RunningSession, SnapshotState, SourceUpdate
-from turku_core.storage import expiry, slots, verification
+from turku_core.protocol.messages import BackupResult, RunningSession, SnapshotState, SourceUpdate
+from turku_core.storage import expiry, lost_runs, slots, verification
 from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.commits import do_job, recover_jobs
 from turku_core.storage.lifeline import kill_children
@@ -61,6 +61,7 @@ VERIFY_PUT_OFF_SECONDS = 3600.0
 STOP_SECONDS = 2.0
 KILL_SECONDS = 2.0
 API_SECONDS = (10.0, 60.0)
+LOST_RUN = "The storage unit went down in the middle of the run, or its session was killed."
 
 
 class WorkerRuns(TryAgainLater):
@@ -186,12 +187,29 @@ class Worker:
 
     def report_round(self, client: Client) -> float:
         """Send the reports. While the API refuses the unit itself, they wait."""
+        self._report_lost_runs()
         if self._refused or not self._spool.waiting():
             return REPORT_SECONDS
         flushed = self._spool.flush(client, self._settings.login, self._stop.is_set)
         if flushed.error:
             raise TryAgainLater(flushed.error)
         return REPORT_SECONDS
+
+    def _report_lost_runs(self) -> None:
+        """Report the runs whose sessions were killed, but for those that a commit tells of."""
+        frozen = {(job.machine, job.source) for job in self._queue.jobs()}
+        for run in lost_runs.lost(self._settings.paths.runs):
+            if (run.machine, run.source) in frozen:
+                continue
+            logger.error("machine %s source %s: %s", run.machine, run.source, LOST_RUN)
+            now = self._clock()
+            result = BackupResult(
+                success=False,
+                time_begin=run.began.timestamp(),
+                time_end=now.timestamp(),
+                summary=LOST_RUN,
+            )
+            self._spool.add(Report(run.machine, {run.source: SourceUpdate(result)}), now)
 
     def config_round(self, client: Client) -> float:
         """Tell the API of the unit, and put its list of machines into effect."""

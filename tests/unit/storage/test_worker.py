@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,12 +19,14 @@ from turku_core.protocol.messages import BackupResult, SourceUpdate
 from turku_core.storage import expiry, verification
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.expiry import Change, ExpiryReport
+from turku_core.storage.queue import Job, Queue
 from turku_core.storage.records import Record
 from turku_core.storage.reports import Report, Spool
 from turku_core.storage.settings import Settings, read_settings
 from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import Volume, Volumes
 from turku_core.storage.worker import (
+    LOST_RUN,
     VERIFY_IDLE_SECONDS,
     Worker,
     WorkerRuns,
@@ -136,6 +139,25 @@ def test_reports_wait_while_the_api_refuses_the_unit_itself(
     worker.config_round(client)
     worker.report_round(client)
     assert len(api.reports("docs")) == 1
+
+
+def test_a_run_whose_session_was_killed_is_reported_but_for_one_that_was_frozen(
+    settings: Settings, api: StandInApi
+) -> None:
+    state = settings.paths.state
+    unit = replace(settings, api_urls=(api.url,), ssh_ping_host="unit.example.com")
+    worker = Worker(unit, Catalogue(Volumes((), state), state), lambda: NOW)
+    settings.paths.runs.mkdir()
+    for source in ("docs", "mail"):
+        note = {"machine": MACHINE, "source": source, "began": 1700000000.0}
+        (settings.paths.runs / f"{MACHINE}_{source}").write_text(json.dumps(note))
+    Queue(settings.paths.queue).add(Job(MACHINE, "mail", "20261122T110000Z", queued_at=NOW))
+    worker.report_round(unit.make_client())
+    worker.report_round(unit.make_client())
+    [report] = api.reports("docs")
+    assert report["success"] is False
+    assert (report["time_begin"], report["summary"]) == (1700000000.0, LOST_RUN)
+    assert api.reports("mail") == []
 
 
 def test_one_loop_that_fails_is_said_once_and_shown_all_along(
