@@ -367,10 +367,14 @@ def test_rule_9_a_unit_that_goes_is_told_so_and_still_sees_its_relations(model: 
 def test_rule_10_a_new_charm_is_in_place_before_its_first_hook(model: Model) -> None:
     model.deploy("tiny")
     model.settle(60)
+    machine = model.machine_of("tiny/0")
+    made_by_it = "/var/lib/juju/agents/unit-tiny-0/charm/.unit-state.db"
+    machine.run(["touch", made_by_it])
     model.upgrade("tiny", model.store["newer"])
     model.settle(60)
     assert hooks(model, "tiny/0")[-2:] == ["upgrade-charm", "config-changed"]
-    assert model.machine_of("tiny/0").run(["cat", "/root/newer"]) == "newer\n"
+    assert machine.run(["cat", "/root/newer"]) == "newer\n"
+    machine.run(["test", "-e", made_by_it])
 
 
 def test_rule_11_storage_is_there_before_its_hook_and_goes_after_it(model: Model) -> None:

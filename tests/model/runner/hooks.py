@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socketserver
 import threading
@@ -102,9 +103,18 @@ def unpack_charm(file: Path, folder: Path) -> None:
 
 
 def install_charm(machine: Machine, unit: Unit, charm: Charm) -> None:
-    """Put the charm's files where the unit's agent has them."""
-    machine.put(charm.folder, str(AGENTS / unit.tag / "charm"))
+    """Put the charm's files where the unit's agent has them; what the charm made there stays."""
+    target = str(AGENTS / unit.tag / "charm")
+    if unit.charm is not None:
+        gone = sorted(_files(unit.charm.folder) - _files(charm.folder))
+        names = b"".join(os.fsencode(path) + b"\0" for path in gone)
+        machine.run(["xargs", "-0", "rm", "-f", "--"], folder=target, given=names)
+    machine.put(charm.folder, target)
     unit.charm = charm
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
 
 
 def run_hook(

@@ -242,12 +242,10 @@ class Machine:
         return printed
 
     def put(self, folder: Path, target: str) -> None:
-        """Copy a folder of the host to the machine, in place of what is there."""
+        """Copy a folder of the host to the machine, over what is there."""
         place = self.root / target.lstrip("/")
-        if place.exists():
-            shutil.rmtree(place)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(folder, place, symlinks=True)
+        shutil.copytree(folder, place, symlinks=True, dirs_exist_ok=True)
 
     def disconnect(self) -> None:
         """Take its end of the bridge down."""

@@ -136,7 +136,7 @@ def _status_get(context: Context, words: list[str], given: str) -> str:
 
 
 def _application_version_set(context: Context, words: list[str], given: str) -> str:
-    context.unit.workload_version = words[0] if words else ""
+    context.unit.workload_version = next((word for word in words if word != "--"), "")
     return ""
 
 
