@@ -1,7 +1,7 @@
 """Scenario 8. The storage unit on a kernel of its own makes, extends and remounts a volume of LVM.
 
-One model: the machine of its storage unit is in qemu, with block devices; the API and a machine to be
-backed up are beside it on the same network. The tests go on where the one before ended, as an
+One model: the machine of its storage unit is in qemu, with block devices; the API and a machine to
+be backed up are beside it on the same network. The tests go on where the one before ended, as an
 operator does.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.model.fleet import BUNDLES, act, agent_beside, wait_for_backup
+from tests.model.fleet import BUNDLES, act, agent_beside, backups, wait_for_backup
 from tests.model.runner.kernel_machine import KernelMachine, ensure_kernel_image
 from tests.model.runner.model import ActionFailed, Model, active
 from tests.model.trees import describe, make_tree
@@ -74,7 +74,7 @@ def report(model: Model, program: str, columns: str) -> list[dict[str, str]]:
 
 def mounted(model: Model) -> dict[str, Any]:
     """Return what is mounted where the volume belongs; nothing when nothing is."""
-    command = ["findmnt", "--json", "--bytes", "--output", "ID,SOURCE,UUID,FSTYPE,OPTIONS,SIZE"]
+    command = ["findmnt", "--json", "--bytes", "--output", "ID,UUID,FSTYPE,OPTIONS,SIZE"]
     said = guest(model).run([*command, "--mountpoint", MOUNT], check=False)
     return dict(json.loads(said)["filesystems"][0]) if said else {}
 
@@ -91,15 +91,13 @@ def snapshots(model: Model) -> list[str]:
     return ids
 
 
-def back_up(model: Model, news: str) -> str:
-    """Let the machine hold something new, back it up, and return the new snapshot's id."""
-    before = snapshots(model)
+def back_up(model: Model, news: str) -> None:
+    """Let the machine hold something new, and back it up."""
+    count = sum(each["outcome"] == "succeeded" for each in backups(model, WEB, "data"))
     model.machine_of(WEB).run(["sh", "-c", f"echo {news} >/srv/data/news"])
     said = act(model, agent_beside(model, WEB), "backup-now")
     assert said["sources"]["data"]["outcome"] == "success", said
-    wait_for_backup(model, WEB, "data", len(before) + 1, SECONDS_MAX)
-    (new,) = set(snapshots(model)) - set(before)
-    return new
+    wait_for_backup(model, WEB, "data", count + 1, SECONDS_MAX)
 
 
 def assert_restores(model: Model, target: str) -> None:
@@ -160,7 +158,6 @@ def test_a_machine_is_backed_up_into_snapshots_of_btrfs(lvm: Model) -> None:
     print(f"first backup after {took:.0f} s")
     assert len(snapshots(lvm)) == 1
     assert_restores(lvm, "/srv/from-btrfs")
-    assert_proven(lvm)
 
 
 def test_a_device_attached_later_extends_the_volume_while_it_is_in_use(lvm: Model) -> None:
@@ -187,8 +184,9 @@ def test_after_a_reboot_the_volume_is_mounted_with_its_data_and_goes_on(lvm: Mod
     began = time.monotonic()
     guest(lvm).reboot()
     print(f"rebooted within {time.monotonic() - began:.0f} s")
-    after = mounted(lvm)
-    assert {**after, "id": 0} == {**before, "id": 0}
+    # A host whose disk is late boots nevertheless: the volume may come after all else.
+    lvm.wait(lambda model: bool(mounted(model)), SECONDS_MAX, "for the volume to be mounted")
+    assert {**mounted(lvm), "id": 0} == {**before, "id": 0}
     assert snapshots(lvm) == ids
     assert len(lvm.hooks_run) == hooks, "it was the machine that mounted it, not a hook"
 
@@ -216,7 +214,6 @@ def test_while_a_device_is_missing_nothing_is_filled_in_the_folder_beneath(lvm: 
     wait_for_status(lvm, "active", "volumes: ")
     assert mounted(lvm)["size"] == size
     assert snapshots(lvm) == ids
-    assert_proven(lvm)
 
 
 def test_the_units_user_removes_expired_snapshots(lvm: Model) -> None:
