@@ -359,7 +359,11 @@ def expire(vault: Vault, **how: bool) -> dict[str, str]:
 
 
 def wait_for_orders(model: Model, machine: Machine, *ids: int) -> dict[int, dict[str, Any]]:
-    """Let a machine check in until orders have ended, and return what became of them."""
+    """Let a machine check in until orders have ended, and return what became of them.
+
+    The storage unit is not left to ask in its own time who may restore.
+    """
+    model.machine_of(STORAGE).run(["/opt/turku-storage/current/bin/turku-storage-update-config"])
 
     def ended(each: Model) -> dict[int, dict[str, Any]]:
         machine.run(["systemctl", "start", "turku-agent-ping.service"])
