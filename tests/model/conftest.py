@@ -54,6 +54,11 @@ def small(image: Path, store: dict[str, Path]) -> Iterator[Model]:
         yield model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Look at the small bundle first, while nothing has been added to it."""
+    items.sort(key=lambda item: item.path.name != "test_small_bundle.py")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Add what the open models can say to the report of a test that failed."""
