@@ -64,6 +64,11 @@ def guest(model: Model) -> KernelMachine:
     return machine
 
 
+def locations(model: Model) -> list[str]:
+    """Return where the unit's block devices are, as hooks are told."""
+    return [each.location for each in model.entities.unit(UNIT).storages.values()]
+
+
 def report(model: Model, program: str, columns: str) -> list[dict[str, str]]:
     """Return what `pvs`, `vgs` or `lvs` says."""
     units = ["--units", "m", "--nosuffix"]
@@ -128,7 +133,7 @@ def wait_for_status(model: Model, word: str, words: str) -> None:
 def test_a_block_device_becomes_a_btrfs_on_lvm_mounted_by_its_uuid(lvm: Model) -> None:
     (device,) = report(lvm, "pvs", "pv_name,vg_name,pv_free")
     assert (device["vg_name"], float(device["pv_free"])) == ("turku", 0)
-    attached = guest(lvm).run(["realpath", *sorted_locations(lvm)]).split()
+    attached = guest(lvm).run(["realpath", *locations(lvm)]).split()
     assert attached == [device["pv_name"]]
     (volume,) = report(lvm, "lvs", "vg_name,lv_name,lv_size")
     assert (volume["vg_name"], volume["lv_name"]) == ("turku", "backups")
@@ -146,11 +151,6 @@ def test_a_block_device_becomes_a_btrfs_on_lvm_mounted_by_its_uuid(lvm: Model) -
     assert lvm.status()[UNIT][0] == "active"
     (said,) = act(lvm, UNIT, "usage")["volumes"]
     assert (said["name"], said["path"], said["mounted"]) == ("volumes", MOUNT, True)
-
-
-def sorted_locations(model: Model) -> list[str]:
-    """Return where the unit's block devices are, as hooks are told."""
-    return [each.location for each in model.entities.unit(UNIT).storages.values()]
 
 
 def test_a_machine_is_backed_up_into_snapshots_of_btrfs(lvm: Model) -> None:
@@ -219,8 +219,8 @@ def test_while_a_device_is_missing_nothing_is_filled_in_the_folder_beneath(lvm: 
 def test_the_units_user_removes_expired_snapshots(lvm: Model) -> None:
     back_up(lvm, "after the power cut")
     ids = snapshots(lvm)
-    assert len(ids) == 3
+    assert len(ids) > 2, "the retention policy keeps two"
     said = act(lvm, UNIT, "expire", now=True)
     assert said["problems"] == []
-    assert len(snapshots(lvm)) == 2
+    assert snapshots(lvm) == ids[-2:]
     assert_restores(lvm, "/srv/after-expiry")
