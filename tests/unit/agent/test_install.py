@@ -38,6 +38,9 @@ def test_the_services_name_the_program_and_its_ends(tmp_path: Path, programs: Pa
     assert f"ExecStart={programs}/turku-update-config --wait 120 --keep-going" in update
     ping_at_once = "ExecStartPost=-systemctl start --no-block turku-agent-ping.service"
     assert ping_at_once in update
+    # What is only not possible yet isn't left for the hourly timer.
+    assert {"Restart=on-failure", "RestartPreventExitStatus=1 2", "RestartSec=2min"} <= set(update)
+    assert "SuccessExitStatus=75" not in update
     timer = (folder / "turku-agent-ping.timer").read_text().splitlines()
     assert "OnUnitInactiveSec=5min" in timer
     assert "RandomizedDelaySec=60" in timer
