@@ -280,7 +280,12 @@ def carry_out(step: Step, mount_point: Path, fstab: Path) -> None:
         write_fstab(fstab, mount_point, None)
     elif isinstance(step, Mount):
         mount_point.mkdir(parents=True, exist_ok=True)
-        _run("mount", "--fstab", str(fstab), str(mount_point))
+        try:
+            _run("mount", "--fstab", str(fstab), str(mount_point))
+        except LvmError:
+            # systemd mounts it too, when a device that was late at boot appears.
+            if not mount_point.is_mount():
+                raise
     elif isinstance(step, GrowFilesystem):
         _run("btrfs", "filesystem", "resize", "max", str(mount_point))
     elif isinstance(step, Unmount):

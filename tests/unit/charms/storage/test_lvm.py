@@ -16,7 +16,7 @@ import pytest
 
 from lvm import LvmError, ensure, read_facts, write_fstab
 from tests.unit.charms.storage.fake_lvm import FakeLvm, fake_lvm
-from volume_plan import FstabLine, Step
+from volume_plan import FstabLine, Mount, Step
 
 pytestmark = pytest.mark.needs_root
 
@@ -171,6 +171,23 @@ def test_what_nobody_activated_or_mounted_is_activated_and_mounted(
     run("umount", host.mount_point)
     lvm.reboot()
     assert host.ensure(device) == (["Activate", "Mount"], [])
+
+
+def test_a_volume_that_systemd_mounts_at_that_moment_is_mounted_once(
+    lvm: FakeLvm, host: Host
+) -> None:
+    device = lvm.device("one")
+    host.ensure(device)
+    run("umount", host.mount_point)
+
+    def come_first(step: Step) -> None:
+        assert step == Mount()
+        run("mount", "--fstab", host.fstab, host.mount_point)
+
+    left = ensure(host.mount_point, host.fstab, {"volumes/0": device}, come_first)
+    assert (left.waiting, left.problems) == ((), ())
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    assert [line.split()[1] for line in mounts].count(str(host.mount_point)) == 1
 
 
 @pytest.mark.parametrize("make", ["mkfs.ext4 -q", "mkswap", "mkfs.btrfs -q"])
