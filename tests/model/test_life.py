@@ -34,6 +34,9 @@ nightly: {path: /srv/data, frequency: "daily, 0300-0400"}
 """
 """What the option asks for. The second takes a while; the third waits for its window."""
 
+PATIENCE = 300
+"""Seconds that anything may take on a busy host."""
+
 NEXT_VERSION = f"{__version__}.1"
 PING = "/opt/turku-agent/current/bin/turku-agent-ping"
 UPDATE = "/opt/turku-agent/current/bin/turku-update-config"
@@ -70,7 +73,7 @@ def life(image: Path, store: dict[str, Path], before: Before) -> Iterator[Model]
         model.deploy(BUNDLES / "turku.yaml", overlay={"turku-storage": {"storage": {}}})
         for unit in ("late/0", "ubuntu/0"):
             fill(model.machine_of(unit))
-        model.wait(active, 300, "for the small bundle to be active")
+        model.wait(active, PATIENCE, "for the small bundle to be active")
         before.files = files(model.machine_of("late/0"))
         yield model
 
@@ -193,7 +196,7 @@ def snapshots(model: Model, machine: str, source: str) -> list[str]:
     return sorted(each["id"] for each in said["snapshots"])
 
 
-def wait_for_check_in(model: Model, unit: str, seconds_max: float = 60) -> None:
+def wait_for_check_in(model: Model, unit: str, seconds_max: float = PATIENCE) -> None:
     """Let a machine check in now, and wait until the API has seen it."""
     before = api(model, "show-machine", unit)["last seen"]
 
@@ -211,7 +214,7 @@ def wait_for_status(model: Model, unit: str, word: str, *words: str) -> str:
         status, message = each.status()[unit]
         return status == word and all(word in message for word in words) and each.is_settled()
 
-    model.wait(says_it, 120, f"for {unit} to be {word}: {' '.join(words)}")
+    model.wait(says_it, PATIENCE, f"for {unit} to be {word}: {' '.join(words)}")
     return model.status()[unit][1]
 
 
@@ -230,7 +233,9 @@ def begin_slow_backup(model: Model, unit: str) -> None:
     look = f"find /srv/turku-storage -path '*{uuid}/bulk/*' -name '.large.*' -size +64k"
     storage = model.machine_of("turku-storage/0")
     model.wait(
-        lambda _: bool(storage.run(["sh", "-c", look]).strip()), 120, f"for a transfer of {unit}"
+        lambda _: bool(storage.run(["sh", "-c", look]).strip()),
+        PATIENCE,
+        f"for a transfer of {unit}",
     )
     machine.run(["pkill", "-STOP", "-x", "rsync"])
 
@@ -247,9 +252,11 @@ def test_an_option_of_each_charm_reaches_its_workload(life: Model) -> None:
     assert "backups lie on the root disk" in wait_for_status(life, "turku-storage/0", "active")
     life.configure("turku-api", default_schedule="weekly", time_zone="Europe/Helsinki")
     life.configure("turku-storage", slots=3, high_water_mark=60)
-    life.settle(120)
+    life.settle(PATIENCE)
     life.configure("turku-agent", sources=SOURCES)
-    life.wait(lambda each: "data" in sources(each, "ubuntu/0"), 120, "for the API to know of them")
+    life.wait(
+        lambda each: "data" in sources(each, "ubuntu/0"), PATIENCE, "for the API to know of them"
+    )
     for source in ("data", "bulk"):
         wait_for_backup_now(life, "ubuntu/0", source)
 
@@ -269,7 +276,7 @@ def test_an_option_of_each_charm_reaches_its_workload(life: Model) -> None:
 
 def test_a_time_zone_moves_the_windows_that_are_yet_to_come(life: Model) -> None:
     life.configure("turku-api", time_zone="America/New_York")
-    life.settle(120)
+    life.settle(PATIENCE)
     # A machine's schedules are looked at again when it tells its sources, which it does each hour.
     life.machine_of("ubuntu/0").run(["systemctl", "start", "turku-update-config.service"])
     due = datetime.fromisoformat(sources(life, "ubuntu/0")["nightly"]["next_due"])
@@ -294,7 +301,7 @@ def test_an_invalid_option_blocks_with_words_and_heals(life: Model) -> None:
     life.configure("turku-api", time_zone="UTC", default_schedule="daily")
     life.configure("turku-storage", high_water_mark=80, slots=10)
     life.configure("turku-agent", sources=SOURCES)
-    life.wait(active, 120, "for all to be active again")
+    life.wait(active, PATIENCE, "for all to be active again")
     assert usage(life)["work"]["slots"] == 10
 
 
@@ -319,7 +326,7 @@ def test_a_rotated_key_lets_a_new_machine_in_and_the_old_one_nobody(life: Model)
     before = api(life, "show-machine", "ubuntu/0")
     name = old["api_auth_name"]
     assert act(life, "turku-api/0", "rotate-registration-key", name=name)["handed_over"] is True
-    life.settle(120)
+    life.settle(PATIENCE)
 
     new = json.loads(machine.run(["cat", CONFIGURATION]))
     assert new["api_auth_secret"] != old["api_auth_secret"]
@@ -336,7 +343,7 @@ def test_a_rotated_key_lets_a_new_machine_in_and_the_old_one_nobody(life: Model)
     life.integrate("late:juju-info", "turku-agent:host")
     life.wait(
         lambda each: "late/0" in {one["unit"] for one in api(each, "list-machines")},
-        120,
+        PATIENCE,
         "for the new machine to register",
     )
     wait_for_backup_now(life, "late/0", "data")
@@ -352,8 +359,8 @@ def issuer_served(model: Model) -> str:
 
 def wait_for_issuer(model: Model, served: Callable[[str], bool]) -> None:
     """Wait until the API shows another certificate and everybody has heard of it."""
-    model.wait(lambda each: served(issuer_served(each)), 120, "for the API's new certificate")
-    model.wait(active, 120, "for all to be active with the new certificate")
+    model.wait(lambda each: served(issuer_served(each)), PATIENCE, "for the API's new certificate")
+    model.wait(active, PATIENCE, "for all to be active with the new certificate")
 
 
 def test_certificates_switch_both_ways_and_nobody_registers_anew(life: Model) -> None:
@@ -393,7 +400,7 @@ def wait_for_another(model: Model, unit: str, source: str, known: Collection[str
         newest = records(each, unit, source)[:1]
         return any(one["outcome"] == "succeeded" and one["snapshot"] not in known for one in newest)
 
-    model.wait(is_there, 120, f"for another backup of {source} of {unit}")
+    model.wait(is_there, PATIENCE, f"for another backup of {source} of {unit}")
     return str(records(model, unit, source)[0]["snapshot"])
 
 
@@ -427,7 +434,7 @@ def test_charms_are_upgraded_while_a_backup_runs(
 
     for name in ("turku-api", "turku-storage", "turku-agent"):
         life.upgrade(name, newer(store[name], tmp_path))
-    life.wait(active, 300, "for the upgraded charms to be active")
+    life.wait(active, PATIENCE, "for the upgraded charms to be active")
     units = {name: unit.workload_version for name, unit in units_of(life).items()}
     assert {units[name] for name in ("turku-api/0", "turku-storage/0")} == {NEXT_VERSION}
     assert {units[agent_beside(life, name)] for name in ("ubuntu/0", "late/0")} == {NEXT_VERSION}
@@ -470,18 +477,18 @@ def test_the_agent_of_two_principals_goes_only_with_the_last(life: Model) -> Non
     machine, number = life.machine_of("late/0"), life.entities.unit("late/0").machine
     who = identity(machine)
     life.deploy("ubuntu", "beside", machines=[number])
-    life.settle(120)
+    life.settle(PATIENCE)
     life.integrate("beside:juju-info", "turku-agent:host")
-    life.wait(active, 120, "for the second principal's agent unit")
+    life.wait(active, PATIENCE, "for the second principal's agent unit")
     assert machine_names(life, who["machine_uuid"]) == {"late/0": "active"}
 
     life.remove_unit("late/0")
-    life.wait(lambda each: "late/0" not in each.status(), 120, "for the first principal to go")
-    life.settle(120)
+    life.wait(lambda each: "late/0" not in each.status(), PATIENCE, "for the first principal to go")
+    life.settle(PATIENCE)
     assert identity(machine) == who
     life.wait(
         lambda each: machine_names(each, who["machine_uuid"]) == {"beside/0": "active"},
-        120,
+        PATIENCE,
         "for the machine to have the name of the principal that is left",
     )
     wait_for_check_in(life, "beside/0")
@@ -499,11 +506,13 @@ def test_a_unit_that_goes_leaves_its_backups_and_nothing_on_the_machine(
     machine.run(["rm", "-r", DATA])
     act(life, "turku-api/0", "backup-now", machine="beside/0", sources=["data"])
     machine.run(["systemctl", "start", "--no-block", "turku-agent-ping.service"])
-    life.wait(lambda each: bool(alerts_of(each, "beside/0")), 120, "for an alert of the machine")
+    life.wait(
+        lambda each: bool(alerts_of(each, "beside/0")), PATIENCE, "for an alert of the machine"
+    )
 
     life.remove_relation("beside:juju-info", "turku-agent:host")
-    life.wait(lambda each: not agents_on(each, machine), 120, "for the agent to go")
-    life.settle(120)
+    life.wait(lambda each: not agents_on(each, machine), PATIENCE, "for the agent to go")
+    life.settle(PATIENCE)
 
     assert "beside/0" in life.status()
     assert machine_names(life, uuid) == {"beside/0": "retired"}
@@ -530,7 +539,7 @@ def test_storage_attached_later_loses_nothing_of_what_was_before(
     assert "backups lie on the root disk" in life.status()["turku-storage/0"][1]
 
     life.add_storage("turku-storage/0", "data", "400M")
-    life.wait(active, 120, "for the storage unit to have its storage")
+    life.wait(active, PATIENCE, "for the storage unit to have its storage")
     assert "root disk" not in life.status()["turku-storage/0"][1]
     volumes = {each["name"]: each for each in usage(life)["volumes"]}
     assert {name: (each["mounted"], each["accept_new"]) for name, each in volumes.items()} == {
@@ -556,11 +565,11 @@ def test_the_same_machine_deployed_again_restores_what_the_former_one_had(
     machine = life.machine_of("beside/0")
     number, former = life.entities.unit("beside/0").machine, before.machine
     life.deploy("ubuntu", "again", machines=[number])
-    life.settle(120)
+    life.settle(PATIENCE)
     life.integrate("again:juju-info", "turku-agent:host")
     life.wait(
         lambda each: "again/0" in {one["unit"] for one in api(each, "list-machines")},
-        120,
+        PATIENCE,
         "for the new machine to register",
     )
     assert identity(machine)["machine_uuid"] != former
@@ -576,7 +585,7 @@ def test_the_same_machine_deployed_again_restores_what_the_former_one_had(
         assert state["state"] not in ("refused", "failed"), state
         return bool(state["state"] == "done")
 
-    life.wait(is_restored, 120, "for the restore that was ordered")
+    life.wait(is_restored, PATIENCE, "for the restore that was ordered")
     [folder] = machine.run(
         ["sh", "-c", f"ls -d /var/lib/turku-agent/restore/{former}/data/*"]
     ).split()
@@ -589,7 +598,7 @@ def test_the_same_machine_deployed_again_restores_what_the_former_one_had(
     # What is new goes to the storage that came.
     assert places(life, "again/0", "data") == ["data"]
     life.update_status()
-    life.wait(active, 120, "for the machine to be well")
+    life.wait(active, PATIENCE, "for the machine to be well")
 
 
 # Machines that go down in the middle of a backup.
@@ -626,14 +635,14 @@ def test_a_storage_unit_rebooted_in_the_middle_of_a_backup(life: Model, way: str
     assert_retried(life, "ubuntu/0", held)
     assert_restored(life, "again/0", "data", DATA)
     life.update_status()
-    life.wait(active, 120, "for all to be well again")
+    life.wait(active, PATIENCE, "for all to be well again")
 
 
 def assert_retried(model: Model, unit: str, held: list[str]) -> None:
     """Wait until the broken run is on record, try again, and compare what came of it."""
     model.wait(
         lambda each: records(each, unit, "bulk")[0]["outcome"] == "failed",
-        180,
+        PATIENCE,
         f"for the broken backup of {unit} to be on record",
     )
     assert snapshots(model, unit, "bulk") == held
