@@ -91,7 +91,7 @@ class Vault:
         def is_there(_: Model) -> bool:
             return self.newest() not in (None, *self.states)
 
-        self.model.wait(is_there, 120, "for the snapshot")
+        self.model.wait(is_there, 240, "for the snapshot")
         self.states[str(self.newest())] = tree
 
     def newest(self) -> str | None:
@@ -123,16 +123,16 @@ def vault(small: Model) -> Iterator[Vault]:
     small.deploy("turku-agent", AGENT, config={"sources": OPTION})
     small.integrate(f"{AGENT}:api", "turku-api:agents")
     small.integrate("vault:juju-info", f"{AGENT}:host")
+    small.settle(400)
     for machine in (MACHINE, OTHER):
-        wait_for_backup(small, machine, SOURCE, seconds_max=240)
-    small.settle(120)
+        wait_for_backup(small, machine, SOURCE, seconds_max=400)
     made = Vault(small, small.machine_of(MACHINE), agent_beside(small, MACHINE))
     made.note(describe(made.machine, FOLDER))
     made.run(CHANGE)
     made.back_up()
     yield made
     small.configure("turku-storage", snapshot_mode="auto", expiry_floor=3)
-    small.settle(120)
+    small.settle(300)
 
 
 def health(model: Model) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def health(model: Model) -> dict[str, Any]:
 
 def wait_for_health(model: Model) -> None:
     """Wait until all is well: some of it is reported by the machines in their own time."""
-    model.wait(lambda each: health(each)["state"] == "OK", 120, f"for {health(model)} to mend")
+    model.wait(lambda each: health(each)["state"] == "OK", 240, f"for {health(model)} to mend")
 
 
 def test_a_tree_changes_between_its_backups(vault: Vault) -> None:
@@ -282,7 +282,7 @@ def test_trees_of_hard_links_hold_the_same_and_damage_in_one_is_found_told_and_e
 ) -> None:
     model = vault.model
     model.configure("turku-storage", snapshot_mode="link-dest", expiry_floor=1)
-    model.settle(120)
+    model.settle(300)
     vault.run(f"echo once >{FOLDER}/once")
     vault.back_up()
     vault.run(f"rm {FOLDER}/once; echo more >>{FOLDER}/plain")
@@ -306,7 +306,7 @@ def test_trees_of_hard_links_hold_the_same_and_damage_in_one_is_found_told_and_e
         problems = health(each)["checks"]["unproven"]["problems"]
         return [one["about"] for one in problems] == [f"{MACHINE}: {SOURCE} {third}"]
 
-    model.wait(is_told, 120, "for the damage to be told")
+    model.wait(is_told, 240, "for the damage to be told")
     assert health(model)["state"] == "CRITICAL"
 
     vault.back_up()
@@ -370,5 +370,5 @@ def wait_for_orders(model: Model, machine: Machine, *ids: int) -> dict[int, dict
         listed = act(each, API, "list-restores")["restores"]
         return {one["id"]: one for one in listed if one["id"] in ids and one["ended"]}
 
-    model.wait(lambda each: len(ended(each)) == len(ids), 120, "for the orders to end")
+    model.wait(lambda each: len(ended(each)) == len(ids), 240, "for the orders to end")
     return ended(model)
