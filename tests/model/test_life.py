@@ -633,6 +633,8 @@ def test_a_storage_unit_rebooted_in_the_middle_of_a_backup(life: Model, way: str
         let_go_on(life, "ubuntu/0")
         storage.reboot()
     assert_retried(life, "ubuntu/0", held)
+    # The other volume, which is a mount, is there again as well.
+    wait_for_backup_now(life, "again/0", "data")
     assert_restored(life, "again/0", "data", DATA)
     life.update_status()
     life.wait(active, PATIENCE, "for all to be well again")
