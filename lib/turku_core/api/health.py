@@ -259,5 +259,5 @@ def _count_paused() -> int:
 def _space_performance(unit: StorageUnit) -> str:
     """Return a unit's use of space as performance data: 'label'=value;warning;critical;min;max."""
     label = re.sub(r"[^A-Za-z0-9_.-]", "_", unit.name)
-    limits = f"{unit.high_water_mark};{SPACE_CRITICAL_PERCENT};0;100"
+    limits = f"{unit.mark};{SPACE_CRITICAL_PERCENT};0;100"
     return f"'used_{label}'={used_percent(unit):.1f}%;{limits}"

@@ -183,7 +183,7 @@ def _add_storage(samples: Samples, now: datetime) -> None:
         samples.add("turku_api_storage_free_bytes", unit.space_available * _MIB, storage=storage)
         used = used_percent(unit) / 100
         samples.add("turku_api_storage_used_ratio", used, storage=storage)
-        mark = unit.high_water_mark / 100
+        mark = unit.mark / 100
         samples.add("turku_api_storage_high_water_ratio", mark, storage=storage)
         samples.add("turku_api_storage_sessions", unit.sessions, storage=storage)
         samples.add("turku_api_storage_slots", unit.slots, storage=storage)

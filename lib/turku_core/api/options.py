@@ -28,7 +28,7 @@ class Options:
         time_zone: The IANA name of the zone that schedules are local to.
         default_frequency: The schedule of a source that names none.
         default_retention: The retention policy of a source that names none.
-        default_high_water_mark: The high-water mark of a storage unit that registers, in percent.
+        default_high_water_mark: That of storage units that don't tell their own, in percent.
         record_retention_days: How long records of backups are kept, in days.
         session_slots: How many sessions a storage unit is sent at once, at most; 0: as many as it
             says itself.

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
@@ -75,6 +74,7 @@ def _save_unit(
         "space_available": config.space_available,
         "published": config.published,
         "slots": config.slots or DEFAULT_SLOTS,
+        "told_high_water_mark": config.high_water_mark,
         "capabilities": list(config.capabilities),
         "version": version,
         "last_checkin_at": now,
@@ -86,7 +86,6 @@ def _save_unit(
             **values,
             "secret_hash": secret_hash,
             "registration_key": key,
-            "high_water_mark": settings.TURKU_DEFAULT_HIGH_WATER_MARK,
         },
     )
     if is_new:

@@ -400,6 +400,8 @@ class StorageConfig:
 
     Attributes:
         slots: Sessions that the unit serves at once; None from units that don't say.
+        high_water_mark: Percent of the space used from which on the unit takes no new source; None
+            from units that don't say.
         known_revision: The ``revision`` of the last answer that the unit has put into effect.
         capabilities: What the unit does beyond v1: ``leases`` (it renews them by `running`),
             ``inventory`` (it reports its snapshots).
@@ -413,6 +415,7 @@ class StorageConfig:
     space_available: float
     published: bool = True
     slots: int | None = None
+    high_water_mark: int | None = None
     known_revision: str | None = None
     capabilities: tuple[str, ...] = ()
     running: tuple[RunningSession, ...] = ()
@@ -434,6 +437,7 @@ class StorageConfig:
             space_available=fields.number(*field("space_available")),
             published=optional(storage, "published", fields.boolean, True, place),
             slots=optional(storage, "slots", _slots, None, place),
+            high_water_mark=optional(storage, "high_water_mark", _percent, None, place),
             known_revision=optional(storage, "known_revision", fields.text, None, place),
             capabilities=optional(storage, "capabilities", _names, (), place),
             running=optional(storage, "running", _running, (), place),
@@ -451,11 +455,16 @@ class StorageConfig:
                 "space_available": self.space_available,
                 "published": self.published,
                 "slots": self.slots,
+                "high_water_mark": self.high_water_mark,
                 "known_revision": self.known_revision,
                 "capabilities": self.capabilities,
                 "running": [each.to_json() for each in self.running],
             }
         )
+
+
+def _percent(value: object, field: str) -> int:
+    return fields.integer(value, field, 1, 100)
 
 
 def _slots(value: object, field: str) -> int:

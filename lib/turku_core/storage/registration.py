@@ -109,6 +109,7 @@ def make_request(
     settings: Settings,
     *,
     space_mib: tuple[float, float],
+    high_water_mark: int | None,
     running: Sequence[RunningSession],
     known_revision: str | None,
 ) -> dict[str, Any]:
@@ -127,6 +128,7 @@ def make_request(
         space_available=space_mib[1],
         published=settings.published,
         slots=settings.slots,
+        high_water_mark=high_water_mark,
         known_revision=known_revision,
         capabilities=CAPABILITIES,
         running=tuple(running),
@@ -273,6 +275,7 @@ def update_config(
         make_request(
             settings,
             space_mib=catalogue.volumes.totals_mib(),
+            high_water_mark=catalogue.volumes.high_water_mark(),
             running=running,
             known_revision=known.revision,
         ),

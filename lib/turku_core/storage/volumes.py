@@ -178,6 +178,19 @@ class Volumes:
         available = sum(space.available for space in spaces.values())
         return total / _MIB, available / _MIB
 
+    def high_water_mark(self) -> int | None:
+        """Return the mark of the volumes that accept new, in whole percent, for the API.
+
+        The API knows the unit's space as one: marks that differ count by their volumes' sizes.
+        None when no volume is there.
+        """
+        accepting = [volume for volume in self.mounted() if volume.accept_new]
+        total = sum(self.space(volume).total for volume in accepting)
+        if not total:
+            return None
+        marked = sum(volume.high_water_pct * self.space(volume).total for volume in accepting)
+        return max(1, int(marked / total))
+
     def choose(self, existing: Collection[Volume] = ()) -> Volume:
         """Choose the volume for a new source of a machine.
 

@@ -108,11 +108,21 @@ def test_a_unit_that_has_fallen_silent_gets_no_new_source(world: World) -> None:
     assert agent.source().storage == second.row
 
 
-def test_a_unit_that_registers_has_the_configured_high_water_mark(world: World) -> None:
+def test_a_units_mark_is_an_operators_else_its_own_else_the_configured_one(world: World) -> None:
+    unit = world.unit("store-1")
     with override_settings(TURKU_DEFAULT_HIGH_WATER_MARK=90):
-        unit = world.unit("roomy")
-    assert unit.row.high_water_mark == 90
-    # Later it is the operator's to change, and no other call of the unit's does.
-    unit.update()
-    assert unit.row.high_water_mark == 90
-    assert world.unit("usual").row.high_water_mark == 80
+        assert unit.row.mark == 90
+        unit.update(high_water_mark=60)
+        assert unit.row.mark == 60
+    StorageUnit.objects.update(high_water_mark=70)
+    unit.update(high_water_mark=50)
+    assert unit.row.mark == 70
+
+
+def test_a_unit_at_the_mark_that_it_tells_gets_no_new_source(world: World) -> None:
+    world.unit("store-1", space_available=45 * GIB, high_water_mark=50)
+    agent = world.agent()
+    assert "high-water mark" in agent.source().problem
+    roomy = world.unit("store-2", space_available=10 * GIB, high_water_mark=95)
+    agent.check_in()
+    assert agent.source().storage == roomy.row

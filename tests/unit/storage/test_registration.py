@@ -74,12 +74,17 @@ def test_the_request_is_v1s_with_what_is_ours_added(tmp_path: Path) -> None:
         settings(tmp_path, api_auth_name="key", api_auth_secret="12345678", ssh_ping_user="turku")
     )
     request = make_request(
-        unit, space_mib=(1000.5, 400.25), running=[RunningSession(A, ("docs",))], known_revision="7"
+        unit,
+        space_mib=(1000.5, 400.25),
+        high_water_mark=60,
+        running=[RunningSession(A, ("docs",))],
+        known_revision="7",
     )
     config = StorageConfig.from_json(request["storage"])
     assert StorageLogin.from_json(request) == unit.login
     assert request["auth"] == {"name": "key", "secret": "12345678"}
     assert (config.space_total, config.space_available, config.slots) == (1000.5, 400.25, 10)
+    assert config.high_water_mark == 60
     assert (config.ssh_ping_user, config.ssh_ping_port, config.known_revision) == ("turku", 22, "7")
     assert config.running == (RunningSession(A, ("docs",)),)
     assert "leases" in config.capabilities

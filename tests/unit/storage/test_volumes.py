@@ -159,3 +159,18 @@ def test_space_is_counted_as_df_counts_it(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     percent = float(said.split()[-1].rstrip("%"))
     assert abs(100 * (1 - space.available / space.total) - percent) <= 2
+
+
+def test_the_mark_that_the_api_is_told_is_that_of_the_volumes_that_accept_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = make_volumes(tmp_path, "one", "two", "closed")
+    unit.volumes = (
+        Volume("one", tmp_path / "one", high_water_pct=60),
+        Volume("two", tmp_path / "two", high_water_pct=91),
+        Volume("closed", tmp_path / "closed", high_water_pct=10, accept_new=False),
+    )
+    give_space(monkeypatch, {"one": 0, "two": 99, "closed": 0})
+    assert unit.high_water_mark() == 75
+    unit.volumes = unit.volumes[2:]
+    assert unit.high_water_mark() is None

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
 from turku_core.api.models.registration_keys import RegistrationKey
 
 DEFAULT_SLOTS = 10
-DEFAULT_HIGH_WATER_MARK = 80
 
 
 class StorageUnit(models.Model):
     """A host running turku-storage, as it last described itself.
 
     What the unit says of itself: the ``ssh_ping_*`` fields, the space in MiB, `published`,
-    `slots`. What an operator says: `active`, `paused`, `high_water_mark`.
+    `slots`, `told_high_water_mark`. What an operator says: `active`, `paused`, `high_water_mark`.
     """
 
     name = models.CharField(max_length=255, unique=True)
@@ -35,10 +35,13 @@ class StorageUnit(models.Model):
     space_total = models.FloatField(default=0, help_text="MiB")
     space_available = models.FloatField(default=0, help_text="MiB")
     high_water_mark = models.PositiveSmallIntegerField(
-        default=DEFAULT_HIGH_WATER_MARK,
+        null=True,
+        blank=True,
         validators=[MinValueValidator(1), MaxValueValidator(100)],
-        help_text="Percent of the space used, from which on no new source is placed here.",
+        help_text="Percent of the space used, from which on no new source is placed here. "
+        "Empty: as the unit itself says.",
     )
+    told_high_water_mark = models.PositiveSmallIntegerField(null=True, editable=False)
     slots = models.PositiveIntegerField(
         default=DEFAULT_SLOTS, help_text="How many sessions the unit serves at once."
     )
@@ -69,12 +72,18 @@ class StorageUnit(models.Model):
         return self.name
 
     @property
+    def mark(self) -> int:
+        """The high-water mark in force, in percent: an operator's, else the unit's own."""
+        default: int = settings.TURKU_DEFAULT_HIGH_WATER_MARK
+        return self.high_water_mark or self.told_high_water_mark or default
+
+    @property
     def is_at_high_water_mark(self) -> bool:
         """Whether no new source may be placed here; a unit that has told no space is full."""
         if self.space_total <= 0:
             return True
         used = self.space_total - self.space_available
-        return used * 100 >= self.high_water_mark * self.space_total
+        return used * 100 >= self.mark * self.space_total
 
     @property
     def renews_leases(self) -> bool:

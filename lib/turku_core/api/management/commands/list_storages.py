@@ -37,7 +37,7 @@ class Command(ListingCommand):
                 "used": f"{used_percent(unit):.0f} %",
                 "available": as_size(unit.space_available * MIB),
                 "total": as_size(unit.space_total * MIB),
-                "mark": f"{unit.high_water_mark} %",
+                "mark": f"{unit.mark} %",
                 "sources": unit.source_count,
                 "last seen": unit.last_checkin_at,
             }
