@@ -175,7 +175,12 @@ class Fleet:
 
 def sources_due_at(moment: datetime) -> str:
     """Return the agents' option with a source that is due each hour, at that minute of it."""
-    source = {"path": "/srv/data", "frequency": f"cron {moment.minute} * * * *"}
+    source = {
+        "path": "/srv/data",
+        "frequency": f"cron {moment.minute} * * * *",
+        # A session takes some seconds: long enough for others to find the slots taken.
+        "bwlimit": "200",
+    }
     return json.dumps({"data": source})
 
 
@@ -213,7 +218,9 @@ def is_ready(model: Model) -> bool:
 def add_agent(model: Model) -> None:
     """Add a principal's machine that has something to back up."""
     name = model.add_machine()
-    script = "mkdir -p /srv/data && for n in 1 2 3; do head -c 50K /dev/urandom >/srv/data/$n; done"
+    script = (
+        "mkdir -p /srv/data && for n in 1 2 3; do head -c 250K /dev/urandom >/srv/data/$n; done"
+    )
     model.machines[name].run(["sh", "-ec", script])
     model.add_unit("ubuntu", machine=name)
 
