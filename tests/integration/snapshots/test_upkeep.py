@@ -187,7 +187,7 @@ def test_a_sound_snapshot_is_proven(tmp_path: Path, mode: str) -> None:
     assert not any(name.startswith(".restore") for name in os.listdir(place.path))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root may back up what nobody may read")
+@pytest.mark.needs_root  # who backs up what nobody may read
 @pytest.mark.parametrize("mode", ["link-dest", "borg", "none"])
 def test_a_snapshot_of_files_that_their_owner_may_not_read_is_proven(
     tmp_path: Path, mode: str
