@@ -117,7 +117,7 @@ INTEGRATION_AS_USER = (
     ),
 )
 
-MODEL_TESTS = ("--dist=loadgroup", "tests/model", "-m")
+MODEL_TESTS = ("--dist=loadfile", "tests/model", "-m")
 
 MODEL = (
     Check(

@@ -21,7 +21,7 @@ from tests.model.runner.model import ActionFailed, Model, active
 from tests.model.trees import describe, make_tree
 from tests.support.trees import differences
 
-pytestmark = [pytest.mark.xdist_group("lvm"), pytest.mark.slow_model]
+pytestmark = pytest.mark.slow_model
 
 UNIT, WEB = "turku-storage/0", "web/0"
 SOURCE = {"path": "/srv/data", "retention": "last 2 snapshots"}

@@ -19,8 +19,6 @@ from tests.model.runner.model import ActionFailed, Model
 from tests.model.trees import Tree, below, describe, make_tree
 from tests.support.trees import differences
 
-pytestmark = pytest.mark.xdist_group("small")
-
 AGENT = "vault-agent"
 MACHINE, OTHER = "vault/0", "vault/1"
 STORAGE, API = "turku-storage/0", "turku-api/0"

@@ -16,8 +16,6 @@ import pytest
 from tests.model.runner.commands import run
 from tests.model.runner.model import ActionFailed, Model, active
 
-pytestmark = pytest.mark.xdist_group("runner")
-
 TINY = """\
 name: tiny
 peers: {ring: {interface: ring}}

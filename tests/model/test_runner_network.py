@@ -13,8 +13,6 @@ from tests.model.runner.machines import Machine
 from tests.model.runner.model import Model
 from tests.model.runner.network import Flow
 
-pytestmark = pytest.mark.xdist_group("runner network")
-
 
 def wait_for_listener(model: Model, machine: Machine, port: int) -> None:
     """Wait until something listens at a port of a machine."""

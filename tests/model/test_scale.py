@@ -26,7 +26,7 @@ from tests.model.fleet import BUNDLES
 from tests.model.runner.machines import Machine
 from tests.model.runner.model import Model, active
 
-pytestmark = [pytest.mark.xdist_group("scale"), pytest.mark.slow_model]
+pytestmark = pytest.mark.slow_model
 
 AGENTS = int(os.environ.get("TURKU_MODEL_AGENTS", "40"))
 SLOTS = 3

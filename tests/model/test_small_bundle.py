@@ -6,12 +6,8 @@ import json
 import re
 import time
 
-import pytest
-
 from tests.model.fleet import act, agent_beside, backups, wait_for_backup
 from tests.model.runner.model import Model, active
-
-pytestmark = pytest.mark.xdist_group("small")
 
 FIRST_BACKUP_SECONDS = 60
 

@@ -16,8 +16,6 @@ import pytest
 from tests.model.fleet import act, agent_beside
 from tests.model.runner.model import Model
 
-pytestmark = pytest.mark.xdist_group("small")
-
 AGENT = "sources-agent"
 """An agent application of these tests' own, whose option is theirs to change."""
 

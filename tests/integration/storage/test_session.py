@@ -207,7 +207,7 @@ def test_prior_art_24_a_killed_session_leaves_no_rsync_behind(unit: Unit, machin
         slot = next(path for path in (unit.state / "slots").iterdir() if path.read_text())
         [session] = sessions_with_open(slot)
         os.kill(session, 9)
-        wait_for(lambda: not rsyncs_of(unit), 10)
+        wait_for(lambda: not rsyncs_of(unit), 30)
         connection.finish()
     machine.schedule()
     assert machine.check_in().code == 0
