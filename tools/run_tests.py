@@ -117,7 +117,8 @@ INTEGRATION_AS_USER = (
     ),
 )
 
-MODEL_TESTS = ("--dist=loadfile", "tests/model", "-m")
+# In the order of their files: the small bundle is looked at before others add to it.
+MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
