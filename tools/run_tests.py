@@ -130,7 +130,7 @@ MODEL = (
 
 MODEL_SLOW = (
     Check(
-        "a fleet on machines, and a machine with a kernel of its own",
+        "what takes many minutes on machines",
         # One at a time: each wants the whole host.
         pytest_command("-n0", *MODEL_TESTS, "slow_model", as_root=True),
         counts_tests=True,
