@@ -53,6 +53,11 @@ test-model: test-packages model-packages $(VENV)/.ready-dev  ## The packed charm
 	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py model
 
+.PHONY: faults
+faults: test-packages $(VENV)/.ready-dev  ## Try every fault, many times over, and print what was lost
+	@$(COMPILE)
+	@TURKU_FAULTS=full $(BIN)/python tools/run_tests.py faults
+
 .PHONY: bench
 bench: local-packages $(VENV)/.ready-local  ## Measure against bare rsync, side by side (JSON=path)
 	@$(COMPILE)

@@ -68,7 +68,8 @@ def pytest_command(*arguments: str, as_root: bool = False) -> tuple[str, ...]:
     command = tool("pytest", "-q", "-n", str(max(2, os.cpu_count() or 2)), *arguments)
     if as_root and os.geteuid() != 0:
         # Nothing of root's may be left in this user's tree.
-        settings = ("CI=" + os.environ.get("CI", ""), "PYTHONDONTWRITEBYTECODE=1")
+        kept = (f"{name}={os.environ.get(name, '')}" for name in ("CI", "TURKU_FAULTS"))
+        settings = (*kept, "PYTHONDONTWRITEBYTECODE=1")
         return ("sudo", "env", *settings, *command)
     return command
 
@@ -96,10 +97,13 @@ UNIT = (
     ),
 )
 
+# Both with real parts; of the faults a few rounds, `make faults` tries all of them.
+REAL_PARTS = ("tests/integration", "tests/faults")
+
 INTEGRATION_AS_ROOT = (
     Check(
         "integration tests (as root)",
-        pytest_command("tests/integration", as_root=True),
+        pytest_command(*REAL_PARTS, as_root=True),
         counts_tests=True,
     ),
 )
@@ -107,12 +111,12 @@ INTEGRATION_AS_ROOT = (
 INTEGRATION_AS_USER = (
     Check(
         "integration tests (as this user)",
-        pytest_command("tests/integration", "-m", "not needs_root"),
+        pytest_command(*REAL_PARTS, "-m", "not needs_root"),
         counts_tests=True,
     ),
     Check(
         "integration tests that need root (with sudo)",
-        pytest_command("tests/integration", "-m", "needs_root", as_root=True),
+        pytest_command(*REAL_PARTS, "-m", "needs_root", as_root=True),
         counts_tests=True,
     ),
 )
@@ -137,12 +141,21 @@ MODEL_SLOW = (
     ),
 )
 
+FAULTS = (
+    Check(
+        "faults, all of them",
+        pytest_command("tests/faults", as_root=True),
+        counts_tests=True,
+    ),
+)
+
 PARTS = {
     "lint": LINT,
     "unit": UNIT,
     "integration": INTEGRATION_AS_ROOT if os.geteuid() == 0 else INTEGRATION_AS_USER,
     "model": MODEL,
     "model-slow": MODEL_SLOW,
+    "faults": FAULTS,
 }
 
 

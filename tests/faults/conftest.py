@@ -1,0 +1,42 @@
+"""What the fault tests share: a tally, chance, and the table at the end of the run."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.tally import PROPERTY, SEED, Tally
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Tally:
+    """The table's rows of this test; their kind is the file's name."""
+    return Tally(request.path.stem.removeprefix("test_"), record_property)
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    """Chance that is the same for this test in each run with the same seed."""
+    return random.Random(f"{SEED}:{request.node.name}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table: each fault, how often it was tried, what was lost."""
+    rows: dict[tuple[str, str], tuple[int, int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", ()):
+                if name == PROPERTY and report.when == "call":
+                    kind, what, tried, lost = json.loads(value)
+                    before = rows.get((kind, what), (0, 0))
+                    rows[kind, what] = (before[0] + tried, before[1] + lost)
+    if not rows:
+        return
+    terminalreporter.section(f"faults (seed {SEED})")
+    for (kind, what), (tried, lost) in sorted(rows.items()):
+        terminalreporter.line(f"{kind:11} {what:64} {tried:7} tried {lost:4} lost")
+    tried, lost = (sum(column) for column in zip(*rows.values(), strict=True))
+    terminalreporter.line(f"{'all':11} {'':64} {tried:7} tried {lost:4} lost")
