@@ -12,7 +12,7 @@ import pytest
 from django.test import Client
 
 from turku_core import credentials
-from turku_core.api import clock
+from turku_core.api import clock, limits
 from turku_core.api.models import KeyKind, Machine, RegistrationKey, Source, StorageUnit
 
 GIB = 1024.0
@@ -145,6 +145,9 @@ class World:
         _, self.machine_key = RegistrationKey.create_with_secret("machines")
         _, self.storage_key = RegistrationKey.create_with_secret("storages", KeyKind.STORAGE)
         self.monkeypatch.setattr(clock, "now", lambda: self.now)
+        # What other tests did from this address must not count here.
+        for name in ("_failures", "logins"):
+            self.monkeypatch.setattr(limits, name, limits.Budgets(limits.FAILURES_AT_ONCE, 1.0))
 
     def pass_time(self, **duration: float) -> datetime:
         """Let time go by (the arguments of a timedelta) and return the present."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from turku_core import credentials
-from turku_core.api.models import Machine, RegistrationKey, StorageUnit
+from turku_core.api.models import KeyKind, Machine, RegistrationKey, StorageUnit
 from turku_core.api.refusals import NotYet, Refused
 from turku_core.fields import required
 from turku_core.protocol.messages import Auth, MachineLogin, StorageLogin
+
+log = logging.getLogger(__name__)
+
+NEWCOMERS_MAX = 1000
+NEWCOMERS_WITHIN = timedelta(minutes=10)
+"""A key made by hand, in whoever's hands, lets in so many; a fleet of 3,000 is in after half an
+hour. A relation's key needs no bound, since it lets in only who was announced."""
 
 NOBODY = credentials.hash_secret("")
 """Compared with when there is nobody, so that an unknown name takes as long as a wrong secret."""
@@ -55,11 +64,12 @@ def storage_unit_of(request: Mapping[str, Any], *, waits_if_withdrawn: bool = Fa
     return unit
 
 
-def registration_key_of(request: Mapping[str, Any], kind: str) -> RegistrationKey:
+def registration_key_of(request: Mapping[str, Any], kind: str, now: datetime) -> RegistrationKey:
     """Return the active registration key of `kind` that a newcomer's ``auth`` shows.
 
     Raises:
         Refused: There is none.
+        NotYet: It has let in as many newcomers lately as a key made by hand may.
         FieldError: ``auth`` is missing or has the wrong form.
     """
     auth = Auth.from_json(required(request, "auth"))
@@ -72,4 +82,24 @@ def registration_key_of(request: Mapping[str, Any], kind: str) -> RegistrationKe
     key = keys.first()
     if key is None:
         raise Refused
+    _bound_newcomers(key, now)
     return key
+
+
+def _bound_newcomers(key: RegistrationKey, now: datetime) -> None:
+    """Raise `NotYet` when a key has let in too many lately.
+
+    They are counted in the database, for all workers and all API units. Registrations that are
+    under way at this moment aren't among them: there are never more of those than threads. What
+    was registered in the future, by a clock that was wrong, doesn't count.
+    """
+    if key.from_relation:
+        return
+    newcomers = key.machines if key.kind == KeyKind.MACHINE else key.storage_units
+    lately = newcomers.filter(registered_at__gt=now - NEWCOMERS_WITHIN, registered_at__lte=now)
+    if len(lately.order_by().values_list("pk", flat=True)[:NEWCOMERS_MAX]) == NEWCOMERS_MAX:
+        log.warning("registration key %s has let in %d newcomers lately", key.name, NEWCOMERS_MAX)
+        raise NotYet(
+            f"{NEWCOMERS_MAX} newcomers have registered with this key within "
+            f"{NEWCOMERS_WITHIN.total_seconds() / 60:.0f} minutes; the next ones have to wait."
+        )

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import resolve
 
+# Loaded with the application and not with the first call, so that all workers count together.
+from turku_core.api import limits  # noqa: F401
+
 
 class ProtocolFirst:
     """Answers calls under ``/v1/`` at once: no session, no cookie, no CSRF token is looked at."""

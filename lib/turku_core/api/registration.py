@@ -32,12 +32,12 @@ def update_config(request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     Raises:
         Refused: A newcomer without a valid registration key, or a known UUID with another secret;
             or an SSH key that a relation's unit did not announce.
-        NotYet: A relation's unit has not announced the machine.
+        NotYet: A relation's unit has not announced the machine, or too many came with its key.
         FieldError: A field isn't valid; when it is one of the machine's own, nothing is changed.
     """
     login = MachineLogin.from_json(request)
     known = Machine.objects.filter(uuid=login.uuid).exists()
-    key = None if known else logins.registration_key_of(request, KeyKind.MACHINE)
+    key = None if known else logins.registration_key_of(request, KeyKind.MACHINE, now)
     if known:
         logins.machine_of(login, waits_if_withdrawn=True)
     body = fields.mapping(required(request, "machine"), "machine")

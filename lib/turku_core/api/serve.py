@@ -8,12 +8,13 @@ are plenty: docs/reference/api-configuration.md has the numbers.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +47,10 @@ RECEIVE_SECONDS_MAX = 15
 """How long a client may leave a thread waiting for its next bytes."""
 
 
+Application = Callable[[dict[str, Any], Any], Any]
+"""A WSGI application (PEP 3333)."""
+
+
 @dataclass(frozen=True)
 class ServeOptions:
     """How the API is served; the options of the same names in ``etc/turku-api/config.d``.
@@ -58,7 +63,8 @@ class ServeOptions:
             it is to make its certificate with a CA of its own. With neither of the two ways, the
             API speaks plain HTTP.
         workers: Worker processes; 0: one for each core and one more.
-        trusted_proxies: Addresses or networks whose word on HTTPS (``X-Forwarded-Proto``) counts.
+        trusted_proxies: Addresses or networks whose word on HTTPS (``X-Forwarded-Proto``) and on
+            the caller's address (``X-Forwarded-For``) counts.
     """
 
     listen: str = DEFAULT_LISTEN
@@ -224,7 +230,33 @@ def serve(options: ServeOptions, load_application: Callable[[], Any]) -> None:
     check_files(options)
     _check_address(options.listen)
     settings = make_gunicorn_settings(options, len(os.sched_getaffinity(0)))
-    Server(settings, load_application, _announce).run()
+    Server(
+        settings,
+        lambda: behind_proxies(load_application(), options.trusted_proxies),
+        _announce,
+    ).run()
+
+
+def behind_proxies(application: Application, proxies: Sequence[str]) -> Application:
+    """Return a WSGI application that is told the caller's address and not its proxy's.
+
+    Each proxy adds the address that it was called from to ``X-Forwarded-For``, at the end. The last
+    one that isn't a trusted proxy's own is the caller's; what stands before it, anybody can write.
+    """
+    networks = [ipaddress.ip_network(proxy) for proxy in proxies]
+
+    def is_proxy(address: str) -> bool:
+        return any(ipaddress.ip_address(address) in network for network in networks)
+
+    def call(environ: dict[str, Any], start_response: Any) -> Any:
+        said = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        # A ValueError: what was said is no address, or the API listens on no network.
+        with contextlib.suppress(ValueError):
+            while said and is_proxy(environ["REMOTE_ADDR"]):
+                environ["REMOTE_ADDR"] = str(ipaddress.ip_address(said.pop().strip()))
+        return application(environ, start_response)
+
+    return call
 
 
 def _check_address(listen: str) -> None:

@@ -32,12 +32,13 @@ def storage_update_config(request: Mapping[str, Any], now: datetime) -> dict[str
 
     Raises:
         Refused: A newcomer without a valid registration key, or a known name with another secret.
-        NotYet: The unit's relation is gone, and it comes back when there is one.
+        NotYet: The unit's relation is gone, and it comes back when there is one; or too many units
+            came with its key.
         FieldError: A field isn't valid; nothing is changed.
     """
     login = StorageLogin.from_json(request)
     known = StorageUnit.objects.filter(name=login.name).exists()
-    key = None if known else logins.registration_key_of(request, KeyKind.STORAGE)
+    key = None if known else logins.registration_key_of(request, KeyKind.STORAGE, now)
     if known:
         logins.storage_unit_of(request, waits_if_withdrawn=True)
     body = fields.mapping(required(request, "storage"), "storage")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -13,12 +15,12 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
-from turku_core.api import clock
+from turku_core.api import clock, limits
 from turku_core.api.agent_status import agent_status
 from turku_core.api.backup_requests import agent_backup_now
 from turku_core.api.checkin import agent_ping_checkin, agent_ping_restore
 from turku_core.api.counts import health
-from turku_core.api.refusals import NotHere, NotYet, Refused
+from turku_core.api.refusals import NotHere, NotYet, Refused, TooMany
 from turku_core.api.registration import update_config
 from turku_core.api.reports import storage_ping_source_update
 from turku_core.api.restore_orders import agent_restore_report
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 Call = Callable[[Mapping[str, Any], datetime], dict[str, Any]]
 
 SMALL = 64 * 1024
+_one_large_at_a_time = threading.Lock()
+"""In each worker. 8 MiB of JSON from anybody may take 200 MiB of memory."""
+
 TRIES = 3
 UNDONE = ("40001", "40P01")
 """PostgreSQL's serialization failure and deadlock (its Appendix A, class 40)."""
@@ -49,14 +54,22 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
         return HttpResponseNotAllowed(["POST"])
     payload: dict[str, Any] = {}
     try:
-        payload = _read(request, bytes_max)
-        return HttpResponse(
-            json.dumps(_persistently(call, payload)), content_type="application/json"
-        )
+        body = _read(request, bytes_max)
+        with _one_large_at_a_time if len(body) > SMALL else contextlib.nullcontext():
+            payload = _parse(body)
+            with limits.counted(_address(request), payload):
+                answered = _persistently(call, payload)
+        return HttpResponse(json.dumps(answered), content_type="application/json")
     except FieldError as error:
         return _refusal(request, payload, 400, str(error))
     except Refused:
         return _refusal(request, payload, 403, "Bad credentials")
+    except TooMany:
+        # The budget's end was logged; a line for each would be what a flood is after.
+        words = "Too many bad credentials come from your address; try again later."
+        refusal = _refusal(request, payload, 429, words, logging.DEBUG)
+        refusal["Retry-After"] = str(limits.RETRY_SECONDS)
+        return refusal
     except NotHere as error:
         return _refusal(request, payload, 404, str(error))
     except NotYet as error:
@@ -86,11 +99,15 @@ def _refusal(
         "%s of %s at %s: %d: %s",
         request.path_info,
         _who(payload),
-        request.META.get("REMOTE_ADDR", "an unknown address"),
+        _address(request),
         status,
         " ".join(reason.split()),
     )
     return _text(status, reason)
+
+
+def _address(request: HttpRequest) -> str:
+    return str(request.META.get("REMOTE_ADDR") or "an unknown address")
 
 
 def _who(payload: Mapping[str, Any]) -> str:
@@ -118,8 +135,8 @@ def _persistently(call: Call, payload: Mapping[str, Any]) -> dict[str, Any]:
     return call(payload, clock.now())
 
 
-def _read(request: HttpRequest, bytes_max: int) -> dict[str, Any]:
-    """Return the request's JSON object, or raise a `FieldError` that says what was expected."""
+def _read(request: HttpRequest, bytes_max: int) -> bytes:
+    """Return the request's body, or raise a `FieldError` that says what was expected."""
     if request.content_type != "application/json":
         raise FieldError("Content-Type", "must be application/json")
     length = request.META.get("CONTENT_LENGTH") or "0"
@@ -127,8 +144,16 @@ def _read(request: HttpRequest, bytes_max: int) -> dict[str, Any]:
     if not length.isdigit() or len(length) > 12 or int(length) > bytes_max:
         raise FieldError("The request", f"must be at most {bytes_max} bytes long")
     try:
-        payload = json.loads(request.body.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnreadablePostError, RecursionError, ValueError) as error:
+        return request.body
+    except UnreadablePostError as error:
+        raise FieldError("The request", "must be a JSON object in UTF-8") from error
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body, or raise a `FieldError` that says what was expected."""
+    try:
+        payload = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (RecursionError, ValueError) as error:
         raise FieldError("The request", "must be a JSON object in UTF-8") from error
     if not isinstance(payload, dict):
         raise FieldError("The request", "must be a JSON object")

@@ -169,8 +169,8 @@ def _answer(status: int, content: bytes, is_text: bool) -> dict[str, Any]:
         )
     if status == 404 and said:
         raise ApiNotFound(f"The API does not know it: {said}")
-    # A proxy says 503 too when no API is behind it, but in HTML.
-    not_yet = said if status == 503 and is_text and said else None
+    # A proxy says these too, for itself or when no API is behind it, but in HTML.
+    not_yet = said if status in (429, 503) and is_text and said else None
     raise _NoAnswer(f"the answer has the HTTP status {status}", not_yet)
 
 

@@ -10,6 +10,15 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.models import User, UserManager
 from django.test import Client
 
+from turku_core.api import limits
+from turku_core.api.limits import Budgets
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test's failures count in another."""
+    monkeypatch.setattr(limits, "logins", Budgets(limits.LOGINS_AT_ONCE, 1e-9))
+
 
 def test_an_administrator_logs_in_with_the_right_password_only(db: None) -> None:
     user = User.objects.create_superuser("admin", password="correct horse")
@@ -56,3 +65,20 @@ def test_the_login_form_refuses_in_its_own_words(db: None) -> None:
     answer = Client().post("/admin/login/", {"username": "admin", "password": "wrong"})
     assert answer.status_code == 200
     assert "Please enter the correct username and password" in answer.content.decode()
+
+
+def test_from_one_address_ten_wrong_passwords_are_looked_at_and_then_not_even_the_right_one(
+    db: None,
+) -> None:
+    User.objects.create_superuser("admin", password="correct horse")
+
+    def log_in(password: str, address: str) -> bool:
+        browser = Client(REMOTE_ADDR=address)
+        answer = browser.post("/admin/login/", {"username": "admin", "password": password})
+        return answer.status_code == 302
+
+    # Right ones cost nothing.
+    assert all(log_in("correct horse", "192.0.2.1") for _ in range(3))
+    assert not any(log_in("wrong", "192.0.2.1") for _ in range(limits.LOGINS_AT_ONCE))
+    assert not log_in("correct horse", "192.0.2.1")
+    assert log_in("correct horse", "192.0.2.2")

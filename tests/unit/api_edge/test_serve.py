@@ -16,6 +16,7 @@ from turku_core.api import serve
 from turku_core.api.certificates import ensure_certificates
 from turku_core.api.serve import (
     ServeOptions,
+    behind_proxies,
     check_files,
     make_gunicorn_settings,
     override,
@@ -194,3 +195,30 @@ def test_a_client_that_stops_half_way_gives_its_thread_back(
                 assert accepted.recv(100) == b"POST /v1/he"
                 with pytest.raises(BlockingIOError):
                     accepted.recv(100)
+
+
+@pytest.mark.parametrize(
+    ("caller", "said", "told"),
+    [
+        ("192.0.2.1", None, "192.0.2.1"),
+        ("192.0.2.1", "203.0.113.9", "192.0.2.1"),
+        ("127.0.0.1", None, "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1", "198.51.100.1, 203.0.113.9, 10.0.0.4", "203.0.113.9"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "unknown", "127.0.0.1"),
+        ("127.0.0.1", "2001:DB8::1", "2001:db8::1"),
+        ("", "203.0.113.9", ""),
+    ],
+)
+def test_the_callers_address_is_believed_from_trusted_proxies_only(
+    caller: str, said: str | None, told: str
+) -> None:
+    seen: dict[str, Any] = {}
+    application = behind_proxies(
+        lambda environ, _: seen.update(environ), ("127.0.0.1", "10.0.0.0/8")
+    )
+    environ = {"REMOTE_ADDR": caller}
+    application(environ if said is None else {**environ, "HTTP_X_FORWARDED_FOR": said}, None)
+    assert seen["REMOTE_ADDR"] == told

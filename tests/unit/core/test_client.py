@@ -142,8 +142,9 @@ def test_what_the_api_says_cannot_drive_a_terminal() -> None:
     assert str(caught.value).isprintable()
 
 
-def test_what_the_api_says_of_why_it_cannot_do_it_yet_is_passed_on() -> None:
-    with api(503, b"Not announced yet.", {"Content-Type": "text/plain; charset=utf-8"}) as url:
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_the_api_says_of_why_it_cannot_do_it_yet_is_passed_on(status: int) -> None:
+    with api(status, b"Not announced yet.", {"Content-Type": "text/plain; charset=utf-8"}) as url:
         with pytest.raises(ApiUnreachable, match=r"try again later: Not announced yet\."):
             Client([closed_url(), url]).call("update_config", {})
     with api(503, b"<html>no backend</html>", {"Content-Type": "text/html"}) as url:
