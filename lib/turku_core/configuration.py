@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """A configuration file larger than this is a mistake."""
 
+_YAML_ERRORS = (
+    RecursionError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
+"""What PyYAML's constructors raise for a value that isn't of the type that its tag says."""
+
 _SUFFIXES = (".json", ".yaml", ".yml")
 
 
@@ -146,11 +156,11 @@ def _parse_json(path: Path, text: str) -> tuple[Any, dict[str, Origin]]:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} stands twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name!r} stands twice")
+        values[name] = value
     return values
 
 
@@ -197,7 +207,9 @@ def _parse_yaml(path: Path, text: str) -> tuple[Any, dict[str, Origin]]:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ConfigurationError(f"{where}: this is not valid YAML: {error.problem}.") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: this is not valid YAML: {error}.") from error
+    except _YAML_ERRORS as error:
         raise ConfigurationError(f"{path}: this is not valid YAML: {error}.") from error
     origins: dict[str, Origin] = {}
     _yaml_origins(path, node, "", origins)

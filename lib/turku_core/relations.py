@@ -33,7 +33,9 @@ SCHEMA = "1"
 
 URLS_MAX = 16
 CERTIFICATES_BYTES_MAX = 256 * 1024
-SOURCES_BYTES_MAX = 1024 * 1024
+JSON_CHARACTERS_MAX = 1024 * 1024
+"""Of one value in a databag, before it is parsed. A thousand sources are the largest."""
+
 FILESET_PATHS_MAX = 1000
 
 _SCRIPTS = ("run-before-backup", "run-after-backup", "run-before-restore", "run-after-restore")
@@ -196,8 +198,6 @@ class PrincipalSources:
         """
         if not databag.get("sources"):
             return None
-        if len(databag["sources"]) > SOURCES_BYTES_MAX:
-            raise FieldError("sources", f"must be at most {SOURCES_BYTES_MAX} bytes long")
         return cls(_json(databag, "sources", _sources))
 
 
@@ -251,10 +251,11 @@ def _optional(databag: Mapping[str, str], key: str, check: Callable[[object, str
 
 
 def _json(databag: Mapping[str, str], key: str, check: Callable[[object, str], T]) -> T:
+    text = fields.required(databag, key)
+    if len(text) > JSON_CHARACTERS_MAX:
+        raise FieldError(key, f"must be at most {JSON_CHARACTERS_MAX} characters long")
     try:
-        value = json.loads(fields.required(databag, key))
-    except FieldError:
-        raise
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FieldError(key, "must be JSON") from error
     return check(value, key)

@@ -13,8 +13,8 @@ from tests.faults.tally import PROPERTY, SEED, Tally
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Tally:
-    """The table's rows of this test; their kind is the file's name."""
-    return Tally(request.path.stem.removeprefix("test_"), record_property)
+    """The table's rows of this test; their kind is the first word of the file's name."""
+    return Tally(request.path.stem.split("_")[1], record_property)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ from turku_core.protocol.messages import StorageAddress
 logger = logging.getLogger(__name__)
 
 _SHOWN_CHANGES_MAX = 100_000
+_SHOWN_CHARACTERS_MAX = 32 * 1024 * 1024
 _WORDS_KEPT = 10
 
 
@@ -373,14 +374,19 @@ def _hold(
     report = Report()
     said: list[str] = []
 
+    room = _SHOWN_CHARACTERS_MAX
+
     def on_event(event: Event) -> None:
+        nonlocal room
         kind = event["event"]
         if kind == "progress":
             on_progress(f"restored {progress_words(event)}")
         elif kind == "result":
             _take_result(event, report)
-        elif kind == "change" and len(report.changes) < _SHOWN_CHANGES_MAX:
-            report.changes.append(str(event.get("message", "")))
+        elif kind == "change" and len(report.changes) < _SHOWN_CHANGES_MAX and room > 0:
+            change = str(event.get("message", ""))
+            room -= len(change)
+            report.changes.append(change)
         elif kind == "message":
             said[:] = [*said, printable(str(event.get("message", "")))][-_WORDS_KEPT:]
             logger.info("storage unit %s: %s", plan.storage.name, said[-1])

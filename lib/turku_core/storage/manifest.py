@@ -13,6 +13,7 @@ import io
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def read(path: Path) -> Manifest | None:
                     str(content), str(attributes), int(size), int(mtime_ns), int(inode)
                 )
             return manifest
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
         return None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from turku_core import configuration
-from turku_core.configuration import read_folder, write_durably
+from turku_core.configuration import read_file, read_folder, write_durably
 from turku_core.errors import ConfigurationError
 
 
@@ -138,3 +139,24 @@ def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     folder.chmod(0o755)
     assert configuration.ensure_private_folder(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!set 1"]
+)
+def test_a_yaml_value_that_is_not_what_its_tag_says_is_named_with_its_file(
+    tmp_path: Path, value: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"published: {value}\n")
+    with pytest.raises(ConfigurationError, match=r"x\.yaml.*not valid YAML"):
+        read_file(path)
+
+
+def test_a_file_of_very_many_keys_is_read_in_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("{" + "".join(f'"{n}":1,' for n in range(200_000)) + '"199999":1}')
+    began = time.process_time()
+    with pytest.raises(ConfigurationError, match="'199999' stands twice"):
+        read_file(path)
+    assert time.process_time() - began < 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import given
@@ -233,3 +233,10 @@ def test_whatever_comes_in_is_a_value_or_a_refusal_with_words(databag: dict[str,
             assert str(error)
         else:
             assert value is None or kind.from_databag(value.to_databag()) == value
+
+
+@pytest.mark.parametrize(("bag", "key"), [(ApiAccess, "api_urls"), (PrincipalSources, "sources")])
+def test_a_databag_is_bounded_before_it_is_parsed(bag: Any, key: str) -> None:
+    # Not even JSON: whoever parsed it would say so.
+    with pytest.raises(FieldError, match="at most"):
+        bag.from_databag({key: "[" * 2_000_000})
