@@ -292,6 +292,16 @@ def _opened_folder(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def ensure_folder(folder: Path) -> None:
+    """Make `folder` and its parents as far as they aren't there, for their owner alone to change.
+
+    Whatever the umask is: one of 0 must not let others put files beside ours.
+    """
+    if not folder.is_dir():
+        ensure_folder(folder.parent)
+        folder.mkdir(mode=0o755, exist_ok=True)
+
+
 def ensure_private_folder(folder: Path) -> bool:
     """Make `folder` (and its parents) if it isn't there, readable by its owner alone (0700).
 
@@ -300,7 +310,7 @@ def ensure_private_folder(folder: Path) -> bool:
     """
     changed = False
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        ensure_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             sync_folder(folder.parent)

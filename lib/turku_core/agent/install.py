@@ -11,7 +11,7 @@ from pathlib import Path
 
 from turku_core.agent.settings import Locations
 from turku_core.agent.templates import render
-from turku_core.configuration import write_durably
+from turku_core.configuration import ensure_folder, write_durably
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.metrics import units
 
@@ -155,7 +155,7 @@ def _remove_units(root: Path) -> list[Path]:
 def _write(path: Path, text: str) -> list[Path]:
     if path.exists() and path.read_text("utf-8") == text:
         return []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ensure_folder(path.parent)
     write_durably(path, text, 0o644)
     return [path]
 

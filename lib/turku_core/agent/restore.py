@@ -36,7 +36,7 @@ from turku_core.agent.snapshots import (
 )
 from turku_core.agent.sources import LocalSource, load_sources
 from turku_core.commandline import set_log_level
-from turku_core.configuration import ensure_private_folder
+from turku_core.configuration import ensure_folder, ensure_private_folder
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
@@ -271,9 +271,7 @@ def make_restore_folder(folder: Path) -> None:
             "bytes that rsync's daemon takes: use a shorter --target."
         )
     try:
-        for parent in reversed(folder.parents):
-            # Whatever the umask is: nobody else may put anything beside what is restored.
-            parent.mkdir(mode=0o755, exist_ok=True)
+        ensure_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ConfigurationError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jinja2
 
-from turku_core.configuration import write_durably
+from turku_core.configuration import ensure_folder, write_durably
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.metrics import units
 
@@ -116,7 +116,7 @@ def _write_units(root: Path, user: str, program: Path) -> list[Path]:
         path = root / _SYSTEMD / name
         text = render_unit(name, user, program)
         if not path.exists() or path.read_text("utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            ensure_folder(path.parent)
             write_durably(path, text, 0o644)
             changed.append(path)
     return changed
@@ -139,13 +139,13 @@ def give_folders(root: Path, user: str) -> None:
     """Let the user own its data, and read the configuration, which may hold a password."""
     entry = pwd.getpwnam(user)
     data, configuration = root / _DATA, root / _CONFIGURATION
-    data.mkdir(parents=True, exist_ok=True)
+    ensure_folder(data)
     data.chmod(0o700)
     for path in (data, *data.rglob("*")):
         # SQLite's journals come and go while the service runs.
         with contextlib.suppress(FileNotFoundError):
             os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
-    configuration.mkdir(parents=True, exist_ok=True)
+    ensure_folder(configuration)
     os.chown(configuration, 0, entry.pw_gid)
     configuration.chmod(0o750)
 

@@ -97,9 +97,8 @@ def _change(row: RegistrationKey, key: RelationKey, changes: KeyChanges) -> None
             f"The registration key {row.name} lets in a {row.kind}, and can't become one for a "
             f"{key.kind}; nothing was changed."
         )
-    secret_hash = credentials.hash_secret(key.secret)
-    if row.secret_hash != secret_hash:
-        row.secret_hash = secret_hash
+    if not credentials.secret_matches(key.secret, row.secret_hash):
+        row.secret_hash = credentials.hash_secret(key.secret)
         row.save(update_fields=["secret_hash"])
         changes.changed.append(row.name)
     if not row.active:

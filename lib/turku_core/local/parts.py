@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from turku_core.api.certificates import ensure_certificates
-from turku_core.configuration import ensure_private_folder, write_durably
+from turku_core.configuration import ensure_folder, ensure_private_folder, write_durably
 from turku_core.errors import TurkuError
 from turku_core.local.layout import STORAGE_UNIT, Layout, distribution_program, program
 
@@ -50,7 +50,7 @@ def run_program(name: str, *arguments: str) -> str:
 
 def write_configuration(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     """Write one JSON file into a configuration folder, which is made when it isn't there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    ensure_folder(folder)
     write_durably(folder / name, json.dumps(values, indent=2) + "\n", 0o600)
 
 
@@ -255,7 +255,7 @@ def set_up_machine(
 ) -> Path:
     """Write a machine's configuration, and return its root."""
     root = layout.machine(name)
-    (root / "etc/turku-agent/sources.d").mkdir(parents=True, exist_ok=True)
+    ensure_folder(root / "etc/turku-agent/sources.d")
     write_configuration(
         root / "etc/turku-agent/config.d",
         "10-local.json",

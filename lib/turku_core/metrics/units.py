@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turku_core import fields
-from turku_core.configuration import read_folder, write_durably
+from turku_core.configuration import ensure_folder, read_folder, write_durably
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.fields import FieldError
 
@@ -92,7 +92,7 @@ def install(root: Path, exporter: Exporter, listen: str | None) -> list[Path]:
         path = root / _SYSTEMD / name
         text = render(name.replace(exporter.program, "turku"), exporter, listen)
         if not path.exists() or path.read_text("utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            ensure_folder(path.parent)
             write_durably(path, text, 0o644)
             changed.append(path)
     if _is_live(root):

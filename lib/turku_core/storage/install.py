@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turku_core.configuration import read_folder, write_durably
+from turku_core.configuration import ensure_folder, read_folder, write_durably
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.metrics import units
 from turku_core.storage.settings import Paths
@@ -162,8 +162,8 @@ def make_user_command(user: str, paths: Paths, uid: int | None) -> list[str]:
 
 
 def _ensure_folders(paths: Paths, user: str | None) -> None:
-    paths.configuration.mkdir(parents=True, exist_ok=True)
-    paths.state.mkdir(parents=True, exist_ok=True)
+    ensure_folder(paths.configuration)
+    ensure_folder(paths.state)
     paths.state.chmod(0o700)
     if user is not None:
         entry = pwd.getpwnam(user)
@@ -262,7 +262,7 @@ def _reload_sshd(systemd: bool) -> list[str]:
 def _write(path: Path, text: str) -> list[Path]:
     if path.exists() and path.read_text("utf-8") == text:
         return []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ensure_folder(path.parent)
     write_durably(path, text, 0o644)
     return [path]
 

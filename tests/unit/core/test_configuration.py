@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from turku_core import configuration
-from turku_core.configuration import read_file, read_folder, write_durably
+from turku_core.configuration import (
+    ensure_folder,
+    ensure_private_folder,
+    read_file,
+    read_folder,
+    write_durably,
+)
 from turku_core.errors import ConfigurationError
 
 
@@ -160,3 +166,19 @@ def test_a_file_of_very_many_keys_is_read_in_no_time(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'199999' stands twice"):
         read_file(path)
     assert time.process_time() - began < 10
+
+
+def test_folders_are_closed_to_others_whatever_the_umask_is(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        ensure_folder(tmp_path / "open/deep")
+        ensure_private_folder(tmp_path / "above/private")
+        # What is there already is left alone.
+        ensure_folder(tmp_path)
+    finally:
+        os.umask(umask)
+    modes = {
+        name: stat.S_IMODE((tmp_path / name).stat().st_mode)
+        for name in ("open", "open/deep", "above", "above/private")
+    }
+    assert modes == {"open": 0o755, "open/deep": 0o755, "above": 0o755, "above/private": 0o700}
