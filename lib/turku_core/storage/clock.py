@@ -94,7 +94,8 @@ def _jump(earlier: Reading, later: Reading) -> str | None:
 def observe_clock(state_folder: Path, now: datetime, *, is_right: bool = False) -> str | None:
     """Remember durably that it is `now`; return why the clock can't be trusted, or None.
 
-    To be called by the worker at least daily, better hourly; `run` does it too.
+    To be called by the worker at least daily, better hourly; `run` does it too. Where it can't be
+    stored (a full disk must be able to heal), what was known before stays.
 
     Args:
         state_folder: Where what is known of the clock is kept.
@@ -109,7 +110,10 @@ def observe_clock(state_folder: Path, now: datetime, *, is_right: bool = False) 
         "trusted": to_json(state.trusted),
         "last": to_json(state.last),
     }
-    write_durably(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    try:
+        write_durably(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        logger.error("what the clock says can't be stored: %s", error)
     return state.problem
 
 

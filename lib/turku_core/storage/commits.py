@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from turku_core.errors import TurkuError
 from turku_core.protocol.messages import BackupResult, SourceUpdate
+from turku_core.storage import trouble
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.queue import ATTEMPTS_MAX, Claim, Job, Queue
 from turku_core.storage.records import Record
@@ -65,7 +66,8 @@ def do_job(
 
 def _commit(job: Job, catalogue: Catalogue, environment: Environment) -> Record | None:
     folder = _find(job, catalogue)
-    record = commit(catalogue, folder, environment)
+    with trouble.noticed(environment.state_folder, folder.volume.name):
+        record = commit(catalogue, folder, environment)
     if record is not None:
         return record
     # Made before a crash that came between the snapshot and its report.

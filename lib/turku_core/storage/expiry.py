@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from turku_core.errors import TurkuError
 from turku_core.retention import Policy
+from turku_core.storage import trouble
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.clock import observe_clock
 from turku_core.storage.records import Record
@@ -217,6 +218,7 @@ class _Rules:
     clock_problem: str | None
     remove_now: bool
     dry_run: bool
+    tell: Callable[[Change], object]
 
 
 def run(
@@ -232,14 +234,20 @@ def run(
     remove_now: bool = False,
     dry_run: bool = False,
     trust_clock: bool = False,
+    tell: Callable[[Change], object] = lambda change: None,
 ) -> ExpiryReport:
     """Expire and remove snapshots on all mounted volumes, or of one machine or source.
 
     Also sweeps what crashes left half-made. One source that can't be handled never stops another;
     a busy one is left for the next run. `trust_clock` is an operator's word that the clock is
-    right, which holds for later runs too, but for a dry one's.
+    right, which holds for later runs too, but for a dry one's. `tell` hears of each change while
+    there is still a trace of it: when it raises, the change is made, and told of, the next time.
     """
     is_right = trust_clock and not dry_run
+    volumes = [] if dry_run else catalogue.volumes.mounted()
+    for volume in volumes:
+        # First of all: what follows writes, maybe to the same file system.
+        catalogue.volumes.release_reserve(volume)
     clock_problem = observe_clock(catalogue.state_folder, now, is_right=is_right)
     rules = _Rules(
         now,
@@ -249,13 +257,11 @@ def run(
         None if trust_clock else clock_problem,
         remove_now,
         dry_run,
+        tell,
     )
     changes: list[Change] = []
     held: list[str] = []
     problems: list[str] = list(catalogue.volumes.problems())
-    volumes = [] if dry_run else catalogue.volumes.mounted()
-    for volume in volumes:
-        catalogue.volumes.release_reserve(volume)
     for folders in _by_source(catalogue.folders(machine, source)):
         label = folders[0].label
         try:
@@ -264,6 +270,8 @@ def run(
             held.append(str(error))
         except (TurkuError, OSError, ValueError) as error:
             problems.append(f"{label}: {error}")
+            for folder in folders:
+                trouble.note_if(catalogue.state_folder, folder.volume.name, str(error))
             logger.error("%s: expiry failed: %s", label, error)
     for volume in volumes:
         catalogue.volumes.keep_reserve(volume)
@@ -290,7 +298,7 @@ def _handle(
     places: dict[Record, SourceFolder] = {}
     for folder in folders:
         if not rules.dry_run:
-            _converge(catalogue, folder, environment, rules.now)
+            _converge(catalogue, folder, environment, rules, changes)
         places |= dict.fromkeys(catalogue.records(folder)[0], folder)
     decision = decide(
         list(places),
@@ -307,12 +315,23 @@ def _handle(
 
 
 def _converge(
-    catalogue: Catalogue, folder: SourceFolder, environment: Environment, now: datetime
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    environment: Environment,
+    rules: _Rules,
+    changes: list[Change],
 ) -> None:
     """Sweep a source, and once a day compare its records with the repository."""
+    now = rules.now
     compared_at = folder.state().compared_at
     due = compared_at is None or abs(now - compared_at) >= _COMPARE_INTERVAL
-    converge(catalogue, folder, environment, repository=due)
+    converge(
+        catalogue,
+        folder,
+        environment,
+        repository=due,
+        tell=lambda record: _tell(rules, Change(folder, record, "removed"), changes),
+    )
     if due and not folder.old_layout and folder.repository.is_dir():
         with folder.lock():
             folder.write_state(dataclasses.replace(folder.state(), compared_at=now))
@@ -364,14 +383,15 @@ def _carry_out(
     ):
         folder = places[record]
         changed = dataclasses.replace(record, expired_at=expired_at)
-        with folder.lock():
-            catalogue.write(folder, changed)
         state = "committed" if expired_at is None else "expired"
-        changes.append(Change(folder, changed, state))
+        with folder.lock():
+            # Before it is written: one that is written isn't told of again.
+            _tell(rules, Change(folder, changed, state), changes)
+            catalogue.write(folder, changed)
         logger.info("%s: snapshot %s is %s", folder.label, record.id, state)
     touched: set[tuple[SourceFolder, str]] = set()
     for record in decision.remove:
-        _remove(catalogue, places[record], record, environment, changes)
+        _remove(catalogue, places[record], record, environment, rules, changes)
         touched.add((places[record], record.mode))
     for folder, mode in touched:
         with folder.lock():
@@ -379,7 +399,7 @@ def _carry_out(
     for record in decision.remove_when_full:
         folder = places[record]
         if catalogue.volumes.over_high_water(folder.volume):
-            _remove(catalogue, folder, record, environment, changes)
+            _remove(catalogue, folder, record, environment, rules, changes)
             with folder.lock():
                 # Whether there is room enough now is known only when it is freed.
                 get_mode(record.mode, environment).tidy(folder)
@@ -390,8 +410,14 @@ def _remove(
     folder: SourceFolder,
     record: Record,
     environment: Environment,
+    rules: _Rules,
     changes: list[Change],
 ) -> None:
+    change = Change(folder, record, "removed")
     with folder.lock():
-        remove(catalogue, folder, record, environment)
-    changes.append(Change(folder, record, "removed"))
+        remove(catalogue, folder, record, environment, lambda _: _tell(rules, change, changes))
+
+
+def _tell(rules: _Rules, change: Change, changes: list[Change]) -> None:
+    rules.tell(change)
+    changes.append(change)

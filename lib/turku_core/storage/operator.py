@@ -28,7 +28,7 @@ from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
 from turku_core.storage.volumes import VolumeError
-from turku_core.storage.worker import expiry_reports, read_loops, verification_report
+from turku_core.storage.worker import expiry_report, read_loops, verification_report
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ class Operator:
     ) -> int:
         """Expire and remove what the policies no longer want; return the exit code."""
         machine, source = self._resolve(selection)
+        spool = Spool(self._settings.paths.reports)
         report = expiry.run(
             self._catalogue,
             self._environment,
@@ -211,10 +212,8 @@ class Operator:
             remove_now=remove_now,
             dry_run=dry_run,
             trust_clock=trust_clock,
+            tell=lambda change: spool.add(expiry_report(change), self._now),
         )
-        if not dry_run:
-            for each in expiry_reports(report):
-                Spool(self._settings.paths.reports).add(each, self._now)
         if self._as_json:
             print_json(
                 {

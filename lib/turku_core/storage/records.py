@@ -75,8 +75,8 @@ class Pending:
     """A frozen state of a source that isn't committed yet; the content of `pending.json`.
 
     It is written durably when the mirror is frozen, and removed after the record is written: where
-    it exists the commit is begun again after a crash. `boot_id` tells whether the mirror's data
-    may have been lost in a power cut since.
+    it exists the commit is begun again after a crash. `boot_id` (an incarnation, see
+    `trouble`) tells whether the mirror's data may have been lost since.
     """
 
     record: Record
@@ -89,9 +89,9 @@ class SourceState:
 
     With it expiry and verification work without the API. `mirror_id` is the id of the snapshot
     that `mirror/` still equals, or None once a pull has begun to change it. `mirror_mode` is the
-    mode that pulled into it last. `unsynced_boot_id` is the boot in which a pull wrote to the
-    mirror that wasn't synced yet. `compared_at` is when the records were last compared with what
-    the repository lists.
+    mode that pulled into it last. `unsynced_boot_id` is the volume's incarnation (see `trouble`)
+    in which a pull wrote to the mirror that wasn't synced yet. `compared_at` is when the records
+    were last compared with what the repository lists.
     """
 
     path: str | None = None

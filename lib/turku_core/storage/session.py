@@ -23,6 +23,7 @@ from turku_core.protocol.messages import (
     SourceUpdate,
     restore_from_json,
 )
+from turku_core.storage import trouble
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.lifeline import Lifeline
 from turku_core.storage.listeners import find_tunnel, read_listeners
@@ -249,7 +250,8 @@ def _pull_and_freeze(
         ),
         session.environment,
     )
-    with folder.lock() as lock:
+    state, volume = session.settings.paths.state, folder.volume.name
+    with trouble.noticed(state, volume), folder.lock() as lock:
         target = mode.prepare(folder)
         received = pull(
             session.daemon(name, login),
@@ -260,7 +262,9 @@ def _pull_and_freeze(
             hold=[lock],
             io_timeout=session.settings.io_timeout,
         )
-        if received.usable:
+        if not received.usable:
+            trouble.note_if(state, volume, received.message)
+        else:
             taken = Taken(
                 taken_at=began,
                 time_end=session.clock(),

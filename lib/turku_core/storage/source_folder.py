@@ -213,11 +213,25 @@ class SourceFolder:
         return self.path / (f".{self.source}.{name}" if self.old_layout else name)
 
 
+def _opened_lock(path: Path) -> tuple[int, bool]:
+    """Open the file of a lock, or make it; say whether it was made.
+
+    On a file system that has turned read-only nothing but restores is left to do: they lock the
+    file as it is or, where there is none, its folder.
+    """
+    is_new = not path.exists()
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), is_new
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    return os.open(path.parent if is_new else path, os.O_RDONLY | os.O_CLOEXEC), False
+
+
 @contextmanager
 def _flocked(path: Path, kind: int, wait_seconds: float, busy: str) -> Iterator[int]:
     """Hold a lock on a file that is made but never removed: others may be waiting on it."""
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor, is_new = _opened_lock(path)
     try:
         if is_new:
             programs.give(path, programs.owner_of(path.parent))

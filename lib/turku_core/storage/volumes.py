@@ -8,11 +8,13 @@ is an error and never an empty folder to fill.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import random
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from turku_core.configuration import write_durably
 from turku_core.errors import TryAgainLater, TurkuError
+from turku_core.storage import trouble
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,14 @@ MARKER = ".turku-volume"
 RESERVE = ".turku-reserve"
 """A file that takes up some room until a full volume needs it to expire snapshots."""
 
+RESERVE_INODES = ".turku-reserve.inodes"
+"""A folder of empty files that take up some inodes until then."""
+
+_RESERVE_INODES = 64
+
 _MIB = 1024 * 1024
 _RESERVE_BYTES = (128 * _MIB, 512 * _MIB)
+_PROBE_BYTES = 1 * _MIB
 _RESERVE_SHARE = 0.05
 _RESERVE_SHARE_MAX = 0.15
 
@@ -94,6 +103,7 @@ class Volumes:
         """Take the configured volumes; `state_folder` is `var/lib/turku-storage`."""
         self.volumes = tuple(volumes)
         self.state_folder = state_folder
+        self._gone: set[str] = set()
 
     def get(self, name: str) -> Volume:
         """Return the mounted volume of this name. Raises VolumeError."""
@@ -111,6 +121,16 @@ class Volumes:
 
         On first use the marker is written and its UUID remembered in `volumes.json`.
         """
+        try:
+            self._check(volume)
+        except VolumeNotMounted:
+            if volume.name not in self._gone:
+                self._gone.add(volume.name)
+                trouble.note(self.state_folder, volume.name)
+            raise
+        self._gone.discard(volume.name)
+
+    def _check(self, volume: Volume) -> None:
         if not volume.path.is_dir():
             raise VolumeNotMounted(
                 f"Volume {volume.name!r}: {volume.path} isn't there; mount the volume, or make the "
@@ -221,34 +241,46 @@ class Volumes:
         return random.SystemRandom().choices(accepting, weights)[0]
 
     def keep_reserve(self, volume: Volume) -> None:
-        """Set some room aside, while there is plenty; see `release_reserve`."""
+        """Set some room and some inodes aside, while there is plenty; see `release_reserve`."""
         space = self.space(volume)
-        size = _reserve_size(space)
-        file = volume.path / RESERVE
-        if file.exists() or space.available < 4 * size or space.used_pct >= volume.high_water_pct:
+        if space.used_pct >= volume.high_water_pct:
             return
-        temporary = file.with_name(f"{RESERVE}.tmp")
+        size = _reserve_size(space)
         try:
-            with temporary.open("wb") as opened:
-                os.posix_fallocate(opened.fileno(), 0, size)
-            temporary.rename(file)
+            if space.available >= 4 * size:
+                _set_room_aside(volume.path / RESERVE, size)
+            if space.inodes_available >= 4 * _RESERVE_INODES:
+                _set_inodes_aside(volume.path / RESERVE_INODES)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             logger.warning("volume %s: no room could be set aside: %s", volume.name, error)
 
     def release_reserve(self, volume: Volume) -> bool:
-        """Give the room that was set aside to a volume that is all but full; say whether.
+        """Give what was set aside to a volume that is all but full; say whether.
 
         Nothing can be removed from a file system without any room: not even a record can say so,
-        and borg needs to write before it can free (check_free_space in borg/repository.py).
+        and borg needs to write before it can free (check_free_space in borg/repository.py). A quota
+        doesn't show in what the file system says, so it is tried.
         """
         space = self.space(volume)
-        file = volume.path / RESERVE
-        if space.available >= _reserve_size(space) or not file.exists():
-            return False
-        file.unlink()
-        logger.warning("volume %s is full: the room that was set aside is used now", volume.name)
-        return True
+        released = False
+        try:
+            is_full = space.available < _reserve_size(space) or not _takes_a_file(volume.path)
+            if is_full and (volume.path / RESERVE).exists():
+                (volume.path / RESERVE).unlink()
+                released = True
+            few_inodes = bool(space.inodes_total) and space.inodes_available < _RESERVE_INODES
+            if (is_full or few_inodes) and (volume.path / RESERVE_INODES).is_dir():
+                for file in (volume.path / RESERVE_INODES).iterdir():
+                    file.unlink()
+                (volume.path / RESERVE_INODES).rmdir()
+                released = True
+        except OSError as error:
+            logger.error("volume %s: what was set aside isn't freed: %s", volume.name, error)
+        if released:
+            logger.warning(
+                "volume %s is full: the room that was set aside is used now", volume.name
+            )
+        return released
 
     @property
     def _registry(self) -> Path:
@@ -300,6 +332,38 @@ class Volumes:
         logger.info(
             "volume %s at %s is used for the first time: %s", volume.name, volume.path, marker
         )
+
+
+def _set_room_aside(file: Path, size: int) -> None:
+    if file.exists():
+        return
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        with temporary.open("wb") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+        temporary.rename(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _set_inodes_aside(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(mode=0o700)
+    for number in range(_RESERVE_INODES):
+        (folder / str(number)).touch()
+
+
+def _takes_a_file(folder: Path) -> bool:
+    """Say whether a small file can be written there; a quota refuses it as a full disk does."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".turku-room-", buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
 
 
 def _reserve_size(space: Space) -> int:

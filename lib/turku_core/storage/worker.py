@@ -237,9 +237,8 @@ class Worker:
             floor=self._settings.expiry_floor,
             grace=self._settings.expiry_grace,
             default_retention=self._settings.default_retention,
+            tell=lambda change: self._spool.add(expiry_report(change), self._clock()),
         )
-        for change_report in expiry_reports(report):
-            self._spool.add(change_report, self._clock())
         if report.problems:
             raise TurkuError(" ".join(report.problems))
         return EXPIRY_SECONDS
@@ -400,16 +399,11 @@ def _key(record: Record) -> tuple[str, str, str]:
     return record.machine, record.source, record.id
 
 
-def expiry_reports(report: expiry.ExpiryReport) -> list[Report]:
-    """Return what the API is to be told of an expiry: a report for each source."""
-    states: dict[tuple[str, str], list[SnapshotState]] = {}
-    for change in report.changes:
-        key = (change.record.machine, change.record.source)
-        states.setdefault(key, []).append(SnapshotState(change.record.id, change.state))
-    return [
-        Report(machine, {source: SourceUpdate(None, tuple(changed))})
-        for (machine, source), changed in states.items()
-    ]
+def expiry_report(change: expiry.Change) -> Report:
+    """Return what the API is to be told of one thing that expiry did."""
+    record = change.record
+    state = SnapshotState(record.id, change.state)
+    return Report(record.machine, {record.source: SourceUpdate(None, (state,))})
 
 
 def verification_report(record: Record) -> Report:

@@ -15,7 +15,7 @@ import pytest
 from tests.support.stand_in_api import StandInApi, running_api
 from turku_core.errors import TurkuError
 from turku_core.protocol.client import ApiRefused
-from turku_core.protocol.messages import BackupResult, SourceUpdate
+from turku_core.protocol.messages import BackupResult, SnapshotState, SourceUpdate
 from turku_core.storage import expiry, verification
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.expiry import Change, ExpiryReport
@@ -31,7 +31,7 @@ from turku_core.storage.worker import (
     Worker,
     WorkerRuns,
     WorkerState,
-    expiry_reports,
+    expiry_report,
     verification_report,
     worker_lock,
 )
@@ -68,19 +68,12 @@ def folder(path: Path) -> SourceFolder:
     return SourceFolder(Volume("main", path), MACHINE, "docs")
 
 
-def test_an_expiry_is_reported_source_by_source(tmp_path: Path) -> None:
-    other = replace(RECORD, source="mail")
-    changes = (
-        Change(folder(tmp_path), RECORD, "expired"),
-        Change(folder(tmp_path), other, "removed"),
-        Change(folder(tmp_path), replace(RECORD, id="20261121T110000Z"), "removed"),
-    )
-    reports = expiry_reports(ExpiryReport(changes, (), ()))
-    assert [list(report.sources) for report in reports] == [["docs"], ["mail"]]
-    assert [(each.name, each.state) for each in reports[0].sources["docs"].snapshots] == [
-        ("20261122T110000Z", "expired"),
-        ("20261121T110000Z", "removed"),
-    ]
+def test_each_change_of_an_expiry_is_reported(tmp_path: Path) -> None:
+    report = expiry_report(Change(folder(tmp_path), RECORD, "removed"))
+    assert report.machine == MACHINE
+    assert report.sources == {
+        "docs": SourceUpdate(None, (SnapshotState("20261122T110000Z", "removed"),))
+    }
 
 
 @pytest.mark.parametrize(

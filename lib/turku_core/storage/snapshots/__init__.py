@@ -37,6 +37,7 @@ from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Target
 from turku_core.storage.records import Pending, Record, read_json, time_of_id
 from turku_core.storage.source_folder import Readable, SourceFolder
+from turku_core.storage.trouble import incarnation
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Mode(ABC):
             )
         # From here on no restore begins from the mirror; then see that none goes on.
         state = folder.state()
-        boot_id = programs.boot_id()
+        boot_id = incarnation(self.environment.state_folder, folder.volume.name)
         distrust = state.unsynced_boot_id not in (None, boot_id)
         folder.write_state(
             dataclasses.replace(
@@ -156,7 +157,7 @@ class Mode(ABC):
             bytes_total=statistics.bytes_total,
             bytes_stored=statistics.bytes_transferred,
         )
-        pending = Pending(record, programs.boot_id())
+        pending = Pending(record, incarnation(self.environment.state_folder, folder.volume.name))
         folder.write_pending(pending)
         self._freeze(folder, pending)
         folder.write_state(
@@ -291,9 +292,8 @@ def commit(
         mode = get_mode(pending.record.mode, environment)
         record = _committed(catalogue, folder, pending)
         if record is None:
-            if pending.boot_id != programs.boot_id() and not mode.survived_power_cut(
-                folder, pending
-            ):
+            now = incarnation(environment.state_folder, folder.volume.name)
+            if pending.boot_id != now and not mode.survived_power_cut(folder, pending):
                 _give_up(folder, mode, pending)
             try:
                 record = mode.commit(folder, pending)
@@ -328,7 +328,7 @@ def _give_up(folder: SourceFolder, mode: Mode, pending: Pending) -> None:
     folder.clear_pending()
     raise FrozenStateLost(
         f"{folder.label}: the backup of {pending.record.taken_at:%Y-%m-%d %H:%M} was not on the "
-        "disk yet when this host was started again; it will be taken again.",
+        "disk yet when this host was started again, or the volume failed; it will be taken again.",
         pending,
     )
 
@@ -350,12 +350,18 @@ def _finish(folder: SourceFolder, mode: Mode, record: Record) -> None:
 
 
 def remove(
-    catalogue: Catalogue, folder: SourceFolder, record: Record, environment: Environment
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    record: Record,
+    environment: Environment,
+    tell: Callable[[Record], object] = lambda record: None,
 ) -> None:
     """Remove a snapshot for good. The caller holds the source's lock.
 
     First the record says that removal has begun, so that a crash leaves nothing that is listed.
-    Raises SourceBusy while it is being restored from, and SnapshotError.
+    `tell` is called when the data are gone and before the record is: whatever comes in between,
+    the removal is begun again, and told of again. Raises SourceBusy while it is being restored
+    from, and SnapshotError.
     """
     mode = get_mode(record.mode, environment)
     with folder.unread(mode.reads):
@@ -366,6 +372,7 @@ def remove(
             raise SnapshotError(
                 f"{folder.label}: snapshot {record.id} could not be removed: {error}."
             ) from error
+        tell(record)
         catalogue.forget(folder, record.id)
     logger.info("%s: snapshot %s is removed", folder.label, record.id)
 
@@ -376,18 +383,20 @@ def converge(
     environment: Environment,
     *,
     repository: bool = True,
+    tell: Callable[[Record], object] = lambda record: None,
 ) -> list[str]:
     """Finish or remove half-made things in one source; return a sentence for each.
 
     Leaves a pending commit for `commit` and a half-pulled mirror for the next pull; finishes
     removals, deletes left-overs, and writes records that were lost again from what lies there.
-    `repository` False spares the slow look into borg's. Takes the source's lock. Raises SourceBusy.
+    `repository` False spares the slow look into borg's; `tell` hears of finished removals as in
+    `remove`. Takes the source's lock. Raises SourceBusy.
     """
     done: list[str] = []
     with folder.lock(), folder.unread(Readable.SNAPSHOTS):
         done += _remove_left_overs(folder)
     with folder.lock():
-        done += _settle(catalogue, folder, environment)
+        done += _settle(catalogue, folder, environment, tell)
         if repository and not folder.old_layout and folder.repository.is_dir():
             done += _compare_with_repository(catalogue, folder, environment)
     for sentence in done:
@@ -412,12 +421,17 @@ def _remove_left_overs(folder: SourceFolder) -> list[str]:
     return done
 
 
-def _settle(catalogue: Catalogue, folder: SourceFolder, environment: Environment) -> list[str]:
+def _settle(
+    catalogue: Catalogue,
+    folder: SourceFolder,
+    environment: Environment,
+    tell: Callable[[Record], object],
+) -> list[str]:
     """Finish removals, withdraw bare mirrors that changed, and write lost records anew."""
     done = []
     for found in catalogue.scan(folder):
         if found.condition is Condition.REMOVING:
-            remove(catalogue, folder, found.record, environment)
+            remove(catalogue, folder, found.record, environment, tell)
             done.append(f"{folder.label}: finished the removal of snapshot {found.record.id}.")
         elif found.condition is Condition.WITHDRAWN:
             catalogue.forget(folder, found.record.id)

@@ -6,6 +6,7 @@ owners and modes in them. A machine's sources share the repository and so take t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -84,10 +85,12 @@ class Borg(WaitingMirrorMode):
     ) -> Iterator[Path]:
         """Extract the archive beside the mirror, or as much of it as is wanted."""
         with folder.reading(self.reads):
-            place = Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.scratch))
+            place, is_read_only = self._make_place(folder)
             programs.give(place, programs.owner_of(folder.machine_path))
             try:
-                command = make_extract_command(folder.repository, record, paths)
+                command = make_extract_command(
+                    folder.repository, record, paths, may_lock=not is_read_only
+                )
                 with _reading(folder) as held:
                     extracted = self._run(
                         folder, command, cwd=place, held=held, cancelled=cancelled
@@ -96,6 +99,18 @@ class Borg(WaitingMirrorMode):
                 yield place / MIRROR
             finally:
                 programs.remove_tree(place)
+
+    def _make_place(self, folder: SourceFolder) -> tuple[Path, bool]:
+        """Make a folder to extract to; say whether the volume is read-only, so that it's elsewhere.
+
+        That is when its disk fails, and when restores are wanted.
+        """
+        try:
+            return Path(tempfile.mkdtemp(prefix=".restore-", dir=folder.scratch)), False
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        return Path(tempfile.mkdtemp(prefix="turku-restore-", dir="/var/tmp")), True
 
     def remove(self, folder: SourceFolder, record: Record) -> None:
         """Delete the archive; its room is freed by `tidy`."""
@@ -314,10 +329,13 @@ def make_create_command(repository: Path, record: Record) -> list[str]:
     ]
 
 
-def make_extract_command(repository: Path, record: Record, paths: Sequence[str] = ()) -> list[str]:
+def make_extract_command(
+    repository: Path, record: Record, paths: Sequence[str] = (), *, may_lock: bool = True
+) -> list[str]:
     """Return the borg command that extracts an archive, or some paths, into where it runs.
 
     The folders above a path come along with their attributes and without their content.
+    `may_lock` False is for a repository that nobody can write to.
     """
     patterns: list[str] = []
     for path in paths:
@@ -328,7 +346,7 @@ def make_extract_command(repository: Path, record: Record, paths: Sequence[str] 
     return [
         "borg",
         "extract",
-        *_common(),
+        *(_common() if may_lock else ["--bypass-lock"]),
         "--sparse",
         "--numeric-ids",
         "--noflags",
