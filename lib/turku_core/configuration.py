@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -31,6 +32,9 @@ _YAML_ERRORS = (
 """What PyYAML's constructors raise for a value that isn't of the type that its tag says."""
 
 _SUFFIXES = (".json", ".yaml", ".yml")
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+"""The names of files that `write_durably` is writing, or was when it was killed."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,7 @@ def write_durably(path: Path, content: bytes | str, mode: int = 0o600) -> None:
 
     The content goes to a temporary file beside `path`, which is synced, renamed over `path`, and
     whose folder is synced. The temporary name begins with a dot and ends in ``.tmp``; one that a
-    killed process left behind is never read.
+    killed process left behind is never read, and `remove_left_overs` removes it.
 
     Args:
         path: The file; its folder must exist.
@@ -261,20 +265,62 @@ def write_durably(path: Path, content: bytes | str, mode: int = 0o600) -> None:
         OSError: As from the system calls; `path` is then as it was.
     """
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    temporary, descriptor = _open_temporary(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, path)
+            os.rename(temporary, path)
+            # Said at once: a program that another thread starts just now inherits it for a moment.
+            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, int]:
+    """Make a temporary file beside `path`, and lock it: it is no left-over while it is locked."""
+    while True:
+        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # it was removed as a left-over before it was locked
+
+
+def remove_left_overs(folder: Path) -> int:
+    """Remove what a killed `write_durably` has left in `folder`: it may be half a secret.
+
+    What is being written at the moment stays. A folder that isn't there has none.
+
+    Returns:
+        How many files were removed.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            removed += _remove_left_over(folder / name)
+    return removed
+
+
+def _remove_left_over(path: Path) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+        return 1
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -67,10 +67,16 @@ class AgentCaller:
         return self.world.call("update_config", request)
 
     def check_in(self) -> dict[str, Any]:
-        """Check in; the scheduled sources."""
+        """Check in as fielded agents do; the scheduled sources."""
         answer = self.world.call("agent_ping_checkin", self.login).json
         scheduled: dict[str, Any] = answer["machine"]["scheduled_sources"]
         return scheduled
+
+    def check_in_since(self, last: str | None) -> tuple[dict[str, Any], str | None]:
+        """Check in, and say of when the last answer with sources is; the sources, and of when."""
+        machine = {**self.login["machine"], "last_handed_out_at": last}
+        answer = self.world.call("agent_ping_checkin", {"machine": machine}).json["machine"]
+        return answer["scheduled_sources"], answer.get("handed_out_at", last)
 
     def restore(self) -> dict[str, Any]:
         """Ask for a restore; the machine of the answer."""

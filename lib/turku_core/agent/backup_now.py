@@ -12,7 +12,7 @@ from pathlib import Path
 
 from turku_core import fields
 from turku_core.agent.backup import Outcome
-from turku_core.agent.checkin import CHECKIN_SECONDS, Due, Sessions, check_in, jobs_of
+from turku_core.agent.checkin import CHECKIN_SECONDS, Due, Sessions, check_in_and_note, jobs_of
 from turku_core.agent.identity import Identity
 from turku_core.agent.locks import held
 from turku_core.agent.processes import Stop
@@ -147,7 +147,9 @@ class _Effort:
 
     def _check_in(self) -> Due:
         try:
-            return check_in(self._client, self._identity, self._sessions.running_orders)
+            return check_in_and_note(
+                self._locations, self._client, self._identity, self._sessions.running_orders
+            )
         except TurkuError as error:
             # What has been handed out is worth more than this call, and it comes again.
             logger.warning("%s", error)

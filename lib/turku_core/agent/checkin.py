@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turku_core import fields
 from turku_core.commandline import Progress
+from turku_core.configuration import remove_left_overs, write_durably
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TurkuError
 from turku_core.fields import FieldError
 from turku_core.protocol.client import Client
@@ -54,36 +56,46 @@ class Due:
         orders: The restores that were ordered for this machine.
         come_back_seconds: When to ask again, because something is due and only waits for its
             storage unit; None: it isn't so.
+        handed_out_at: When the API handed the sources out, by its own clock.
     """
 
     sources: Mapping[str, Source]
     problems: tuple[str, ...] = ()
     orders: tuple[RestoreOrder, ...] = ()
     come_back_seconds: float | None = None
+    handed_out_at: datetime | None = None
 
 
-def check_in(client: Client, identity: Identity, running_orders: Sequence[str] = ()) -> Due:
+def check_in(
+    client: Client,
+    identity: Identity,
+    running_orders: Sequence[str] = (),
+    last_handed_out_at: datetime | None = None,
+) -> Due:
     """Ask the API what is due.
 
     Args:
         client: Of the API.
         identity: Who the machine is.
         running_orders: The ids of the restore orders that are being carried out.
+        last_handed_out_at: Of the last answer with sources, so that the API knows which were lost.
 
     Raises:
         TurkuError: The call failed, see `turku_core.protocol.client`.
     """
-    machine: dict[str, object] = {**identity.login()}
+    known = None if last_handed_out_at is None else last_handed_out_at.isoformat()
+    machine: dict[str, object] = {**identity.login(), "last_handed_out_at": known}
     if running_orders:
         machine["running_orders"] = list(running_orders)
     answer = client.call("agent_ping_checkin", {"machine": machine})
     due = _with_orders(sources_of(answer, "scheduled_sources"), answer)
     try:
         pause = fields.optional(answer["machine"], "come_back_seconds", come_back_seconds, None)
+        at = fields.optional(answer["machine"], "handed_out_at", fields.moment, None)
     except FieldError as error:
         problem = f"The API's answer is not valid: {error}."
         return replace(due, problems=(*due.problems, problem))
-    return replace(due, come_back_seconds=pause)
+    return replace(due, come_back_seconds=pause, handed_out_at=at)
 
 
 def _with_orders(due: Due, answer: Mapping[str, Any]) -> Due:
@@ -295,10 +307,10 @@ def ping(
     Raises:
         TurkuError: A check-in failed before any session had begun.
     """
-    _sweep(locations.run)
+    _sweep(locations)
     _send_order_reports(locations, identity, client)
     until = time.monotonic() + COME_BACK_SECONDS_MAX
-    due = _check_in(locations, client, identity)
+    due = check_in_and_note(locations, client, identity)
     while not due.sources and not due.problems and not due.orders:
         pause = _pause(due, until)
         if pause is None:
@@ -307,7 +319,7 @@ def ping(
         logger.info("the API asks to come back in %.0f s", pause)
         # A signal ends the ping with an exception, so also this pause.
         time.sleep(pause)
-        due = _check_in(locations, client, identity)
+        due = check_in_and_note(locations, client, identity)
     from turku_core.agent.processes import Stop
 
     stop = Stop()
@@ -342,16 +354,18 @@ def _pause(due: Due, until: float) -> float | None:
     return min(due.come_back_seconds, left)
 
 
-def _sweep(run_folder: Path) -> None:
+def _sweep(locations: Locations) -> None:
     """Remove what a killed agent left behind, which is next to never there."""
+    for folder in (locations.state, locations.orders):
+        remove_left_overs(folder)
     try:
-        left = any(entry.is_dir() for entry in os.scandir(run_folder / "sessions"))
+        left = any(entry.is_dir() for entry in os.scandir(locations.run / "sessions"))
     except FileNotFoundError:
         return
     if left:
         from turku_core.agent.session import sweep_sessions
 
-        sweep_sessions(run_folder)
+        sweep_sessions(locations.run)
 
 
 def _send_order_reports(locations: Locations, identity: Identity, client: Client) -> None:
@@ -379,20 +393,34 @@ def _begin(locations: Locations, due: Due, sessions: Sessions) -> bool:
     return bool(own.problems or due.problems)
 
 
-def _check_in(
+def check_in_and_note(
     locations: Locations, client: Client, identity: Identity, running: Sequence[str] = ()
 ) -> Due:
-    """Check in, and note when it was, for the metrics."""
-    due = check_in(client, identity, running)
+    """Check in, and note when it was, for the metrics, and what was heard of, for the next one."""
+    last = _last_handed_out_at(locations.handed_out)
+    due = check_in(client, identity, running, last)
     locations.checked_in.touch(mode=0o600)
+    # The clocks of several API units may differ.
+    if due.handed_out_at is not None and (last is None or due.handed_out_at > last):
+        write_durably(locations.handed_out, due.handed_out_at.isoformat() + "\n", 0o600)
     return due
+
+
+def _last_handed_out_at(path: Path) -> datetime | None:
+    try:
+        return fields.moment(path.read_text("ascii").strip(), "handed out")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s can't be read: %s", path, error)
+        return None
 
 
 def _check_in_again(
     locations: Locations, client: Client, identity: Identity, sessions: Sessions
 ) -> Due:
     try:
-        return _check_in(locations, client, identity, sessions.running_orders)
+        return check_in_and_note(locations, client, identity, sessions.running_orders)
     except TurkuError as error:
         # The sessions that run are worth more than this call, and it comes again.
         logger.warning("%s", error)

@@ -17,6 +17,7 @@ from turku_core.configuration import (
     ensure_private_folder,
     read_file,
     read_folder,
+    remove_left_overs,
     sync_folder,
     write_durably,
 )
@@ -98,6 +99,8 @@ def ensure_identity(locations: Locations, *, new: bool = False) -> Identity:
     ensure_private_folder(locations.state)
     ensure_private_folder(locations.identity)
     with held(locations.state / ".lock"):
+        for folder in (locations.state, locations.identity):
+            remove_left_overs(folder)
         if new:
             _put_aside(locations)
         identity = _load(locations)

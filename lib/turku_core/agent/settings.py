@@ -79,6 +79,11 @@ class Locations:
         return self.state / "checked-in"
 
     @property
+    def handed_out(self) -> Path:
+        """When the API handed out the last sources that the agent heard of, by the API's clock."""
+        return self.state / "handed-out"
+
+    @property
     def restore(self) -> Path:
         """The default restore folder."""
         return self.state / "restore"

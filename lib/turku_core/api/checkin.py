@@ -9,7 +9,7 @@ from typing import Any
 from turku_core.api import answers, grants, leases, logins, restore_orders
 from turku_core.api.models import Machine
 from turku_core.api.refusals import Refused
-from turku_core.protocol.messages import MachineLogin
+from turku_core.protocol.messages import MachineLogin, last_handed_out_at_from_json
 from turku_core.protocol.restore_orders import running_orders_from_json
 
 
@@ -21,10 +21,15 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
     """
     login = MachineLogin.from_json(request)
     running = running_orders_from_json(request["machine"])
-    columns = ("pk", "secret_hash", "active", "next_due_at", "next_order_at")
-    rows = Machine.objects.filter(uuid=login.uuid).order_by().values_list(*columns)
-    nobody = (0, None, False, None, None)
-    pk, secret_hash, active, next_due_at, next_order_at = next(iter(rows), nobody)
+    hears, last = last_handed_out_at_from_json(request["machine"])
+    columns = ["pk", "secret_hash", "active", "next_due_at", "next_order_at"]
+    rows = Machine.objects.filter(uuid=login.uuid).order_by()
+    if hears:
+        rows = rows.annotate(unheard=leases.is_unheard_of(last, now))
+        columns.append("unheard")
+    nobody = (0, None, False, None, None, False)
+    found = next(iter(rows.values_list(*columns)), nobody)
+    pk, secret_hash, active, next_due_at, next_order_at, *unheard = found
     logins.check_secret(login.secret, secret_hash)
     if not active:
         raise Refused
@@ -38,10 +43,15 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
         pauses.append(ordered.come_back)
         if ordered.orders:
             answer["restore_orders"] = ordered.orders
+    if any(unheard):
+        leases.give_back(pk, last, now)
+        next_due_at = now
     if next_due_at is not None and next_due_at <= now:
         handed_out = leases.hand_out(pk, now)
         pauses.append(handed_out.come_back)
         answer["scheduled_sources"] = answers.sources_to_back_up(handed_out.sources)
+        if handed_out.sources:
+            answer["handed_out_at"] = now.isoformat()
     waits = [pause.total_seconds() for pause in pauses if pause is not None]
     if waits:
         answer["come_back_seconds"] = min(waits)

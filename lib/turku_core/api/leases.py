@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from turku_core.api import due, filters, placement, shared_services
 from turku_core.api.models import Assignment, Machine, Source, StorageUnit
@@ -88,6 +88,42 @@ def hand_out(machine_id: int, now: datetime, session_with: StorageUnit | None = 
     if not units and not StorageUnit.objects.exists():
         pauses.append(UNIT_REGISTERS_WITHIN)
     return HandedOut(handed_out, min(pauses, default=None))
+
+
+def give_back(machine_id: int, last: datetime | None, now: datetime) -> None:
+    """End the leases of a machine of which it never heard, since the answer was lost.
+
+    The sources are then due as they were before, and no run is put on the record.
+
+    Args:
+        machine_id: The machine, which has shown its secret.
+        last: When the last sources that it knows of were handed out to it; None: it knows of none.
+        now: The time.
+    """
+    with transaction.atomic():
+        machine = Machine.objects.select_for_update(no_key=True).get(pk=machine_id)
+        held = machine.sources.select_related("storage", "lease_storage")
+        for source in _handed_out_since(held, last, now).order_by("pk"):
+            # A session has opened: somebody must have heard.
+            if source.leased_at is None or source.lease_until != source.leased_at + HANDED_OUT_FOR:
+                continue
+            source.machine = machine
+            release(source)
+            source.save(update_fields=["leased_at", "lease_until", "lease_storage"])
+            due.refresh(source, now)
+        due.refresh_machine(machine)
+
+
+def is_unheard_of(last: datetime | None, now: datetime) -> Exists:
+    """Select the machines to which something was handed out of which they may not have heard."""
+    return Exists(_handed_out_since(Source.objects.filter(machine=OuterRef("pk")), last, now))
+
+
+def _handed_out_since(
+    sources: QuerySet[Source], last: datetime | None, now: datetime
+) -> QuerySet[Source]:
+    after = now - HANDED_OUT_FOR
+    return sources.filter(leased_at__gt=after if last is None else max(after, last))
 
 
 def _due_sources(machine: Machine, now: datetime, session_with: StorageUnit | None) -> list[Source]:

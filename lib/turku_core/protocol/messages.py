@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from turku_core import fields
@@ -64,6 +65,19 @@ COME_BACK_SECONDS = (1, 300)
 def come_back_seconds(value: object, field: str) -> float:
     """Return the ``come_back_seconds`` of a check-in's answer."""
     return fields.number(value, field, *COME_BACK_SECONDS)
+
+
+def last_handed_out_at_from_json(machine: Mapping[str, Any]) -> tuple[bool, datetime | None]:
+    """Check the optional ``last_handed_out_at`` of a check-in.
+
+    It is the ``handed_out_at`` of the last answer with sources that the machine has got, or null
+    before the first: what was handed out later is in an answer that was lost.
+
+    Returns:
+        Whether the machine says so at all, and the time.
+    """
+    key = "last_handed_out_at"
+    return key in machine, fields.optional(machine, key, fields.moment, None, "machine")
 
 
 @dataclass(frozen=True)

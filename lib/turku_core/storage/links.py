@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import uuid as uuid_module
@@ -43,6 +44,14 @@ def point(link: Path, target: str) -> None:
     """Make a symbolic link point somewhere, in one step."""
     if link.is_symlink() and os.readlink(link) == target:
         return
-    temporary = link.with_name(f".{uuid_module.uuid4().hex}.tmp")
-    temporary.symlink_to(target)
-    temporary.rename(link)
+    descriptor = os.open(link.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # One at a time, so that what is there already was left by a process that was killed.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for left in link.parent.glob(".*.tmp"):
+            left.unlink()
+        temporary = link.with_name(f".{uuid_module.uuid4().hex}.tmp")
+        temporary.symlink_to(target)
+        temporary.rename(link)
+    finally:
+        os.close(descriptor)

@@ -60,6 +60,12 @@ class Paths:
         return self.state / "reports"
 
     @property
+    def written_to(self) -> tuple[Path, ...]:
+        """The folders of the state that files are durably written to."""
+        own = (self.state, self.generated_configuration, self.queue, self.reports)
+        return (*own, self.state / "places", self.authorized_keys.parent)
+
+    @property
     def slots(self) -> Path:
         """The files that the sessions alive hold locks on."""
         return self.state / "slots"

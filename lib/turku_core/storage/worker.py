@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from turku_core import fields
-from turku_core.configuration import write_durably
+from turku_core.configuration import remove_left_overs, write_durably
 from turku_core.errors import DONE, FAILED, TRY_AGAIN_LATER, TryAgainLater, TurkuError
 from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import BackupResult, RunningSession, SnapshotState, SourceUpdate
@@ -179,7 +179,9 @@ class Worker:
         return 0.0
 
     def recover_round(self) -> float:
-        """Queue the frozen states that have no job."""
+        """Queue the frozen states that have no job, and sweep up after what was killed."""
+        for folder in self._settings.paths.written_to:
+            remove_left_overs(folder)
         count = recover_jobs(self._catalogue, self._queue, self._clock())
         if count:
             logger.warning("%d frozen states had no job and are queued again.", count)

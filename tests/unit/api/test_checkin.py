@@ -98,6 +98,54 @@ def test_an_idle_check_in_reads_by_an_index(world: World) -> None:
     assert "USING INDEX" in plan or "Index Scan" in plan
 
 
+def test_what_was_handed_out_in_an_answer_that_was_lost_is_handed_out_again(world: World) -> None:
+    unit = world.unit()
+    agent = world.agent()
+    unit.update()
+    assert list(agent.check_in_since(None)[0]) == ["docs"]
+    for _ in range(3):
+        world.pass_time(seconds=30)
+        scheduled, last = agent.check_in_since(None)
+        assert list(scheduled) == ["docs"]
+    assert last is not None
+    world.pass_time(seconds=30)
+    assert agent.check_in_since(last) == ({}, last), "this answer has come"
+    assert list(unit.open_session(agent).json["machine"]["scheduled_sources"]) == ["docs"]
+    assert agent.check_in_since(None)[0] == {}, "a session is at work on it"
+    unit.report_run(agent)
+    assert agent.check_in_since(None)[0] == {}
+    assert [each.outcome for each in Backup.objects.all()] == [Outcome.SUCCEEDED]
+
+
+def test_a_lost_answer_is_not_given_back_to_another_machine_or_by_one_that_says_nothing(
+    world: World,
+) -> None:
+    unit = world.unit()
+    agent, other = world.agent(), world.agent(unit_name="web/1", sources={})
+    unit.update()
+    assert list(agent.check_in()) == ["docs"]
+    world.pass_time(seconds=30)
+    assert other.check_in_since(None)[0] == {}
+    assert agent.check_in() == {}
+    for invalid in ("yesterday", 17, "2026-01-05T03:00:00"):
+        machine = {**agent.login["machine"], "last_handed_out_at": invalid}
+        assert world.call("agent_ping_checkin", {"machine": machine}).status == 400
+
+
+def test_an_idle_check_in_that_says_what_it_heard_of_is_one_read_and_one_write_too(
+    world: World,
+) -> None:
+    unit = world.unit()
+    agent = world.agent()
+    unit.update()
+    _, last = agent.check_in_since(None)
+    world.backed_up(agent, unit)
+    with CaptureQueriesContext(connection) as queries:
+        assert agent.check_in_since(last)[0] == {}
+    said = [query["sql"] for query in queries if not query["sql"].startswith(("SAVE", "RELEASE"))]
+    assert [sql.split()[0] for sql in said] == ["SELECT", "UPDATE"]
+
+
 def test_a_lease_ends_and_the_source_is_handed_out_again_after_the_pause(world: World) -> None:
     unit, agent = world.unit(), world.agent()
     unit.update()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -182,3 +184,46 @@ def test_folders_are_closed_to_others_whatever_the_umask_is(tmp_path: Path) -> N
         for name in ("open", "open/deep", "above", "above/private")
     }
     assert modes == {"open": 0o755, "open/deep": 0o755, "above": 0o755, "above/private": 0o700}
+
+
+def test_what_a_killed_writer_has_left_is_removed_but_not_what_is_being_written(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "secret.json"
+    child = os.fork()
+    if child == 0:
+        # Killed when the new content is written and doesn't have its name yet.
+        os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        write_durably(path, "half a secret")
+        os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    others = [tmp_path / ".hidden.tmp", tmp_path / ".x.0123456789abcdef.tmp.json"]
+    for other in others:
+        other.touch()
+    being_written = tmp_path / ".other.0123456789abcdef.tmp"
+    descriptor = os.open(being_written, os.O_WRONLY | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert configuration.remove_left_overs(tmp_path) == 1
+    assert not left.exists()
+    assert {*others, being_written} == set(tmp_path.iterdir())
+    os.close(descriptor)
+    assert configuration.remove_left_overs(tmp_path) == 1
+    assert configuration.remove_left_overs(tmp_path / "none") == 0
+
+
+def test_a_temporary_file_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    swept: list[Path] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not swept:
+            swept.append(next(tmp_path.iterdir()))
+            swept[0].unlink()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_durably(path, "content")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "content"

@@ -25,7 +25,7 @@ from turku_core.api.serve import (
     with_own_certificate,
 )
 from turku_core.commandline import set_log_level
-from turku_core.configuration import read_folder
+from turku_core.configuration import read_folder, remove_left_overs
 
 
 class Command(BaseCommand):
@@ -55,6 +55,8 @@ class Command(BaseCommand):
             {name: options[name] for name in ("listen", "certificate", "key", "workers")},
         )
         set_log_level(settings.TURKU_LOG_LEVEL)
+        for folder in (settings.DATA_FOLDER, settings.DATA_FOLDER / CERTIFICATES):
+            remove_left_overs(folder)
         if options["migrate"] and settings.TURKU_MIGRATE_ON_START:
             call_command("migrate", interactive=False, verbosity=0)
         _require_migrated_database()
