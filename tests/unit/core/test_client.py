@@ -150,3 +150,14 @@ def test_what_the_api_says_of_why_it_cannot_do_it_yet_is_passed_on(status: int) 
     with api(503, b"<html>no backend</html>", {"Content-Type": "text/html"}) as url:
         with pytest.raises(ApiUnreachable, match="HTTP status 503"):
             Client([url]).call("update_config", {})
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_carries_no_secret_elsewhere(status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.2)
+        there = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/v1/health"
+        with api(status, b"", {"Location": there}) as url, pytest.raises(ApiUnreachable):
+            Client([url]).call("health", {"machine": {"secret": "s"}})
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
