@@ -12,11 +12,16 @@ import requests
 
 from turku_core import __version__
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
+from turku_core.protocol.deadline import Adapter, deadline
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
+CALL_SECONDS = 900.0
+"""How long a call may take altogether at one URL, however steadily bytes come: enough for 10 MiB
+at 100 kbit/s."""
+
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 """An answer with 20,000 machines' SSH keys is about 10 MiB."""
 
@@ -51,6 +56,7 @@ class Client:
         urls: Base URLs such as ``https://turku.example.com/v1``, tried in turn.
         ca_certificate: A PEM file of the authorities to trust instead of the system's.
         timeout: Seconds to connect, and seconds without a byte of the answer.
+        call_seconds: Seconds that a call may take altogether at one URL.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Client:
         urls: Sequence[str],
         ca_certificate: Path | None = None,
         timeout: tuple[float, float] = (CONNECT_SECONDS, ANSWER_SECONDS),
+        call_seconds: float = CALL_SECONDS,
     ) -> None:
         if not urls:
             raise ConfigurationError("No URL of the API is configured: set api_url.")
@@ -72,7 +79,10 @@ class Client:
             )
         self._urls = tuple(url.rstrip("/") for url in urls)
         self._timeout = timeout
+        self._call_seconds = call_seconds
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, Adapter())
         self._session.headers["User-Agent"] = f"turku/{__version__}"
         if ca_certificate is not None:
             self._session.verify = str(ca_certificate)
@@ -107,6 +117,15 @@ class Client:
         )
 
     def _call_one(self, url: str, body: bytes) -> dict[str, Any]:
+        with deadline(self._call_seconds) as bound:
+            try:
+                return self._ask(url, body)
+            except _NoAnswer as error:
+                if bound.passed:
+                    raise _NoAnswer("no answer in time") from error
+                raise
+
+    def _ask(self, url: str, body: bytes) -> dict[str, Any]:
         try:
             # A redirect is never followed: it would carry the secret elsewhere.
             with self._session.post(

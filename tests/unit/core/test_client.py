@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -113,6 +113,52 @@ def test_an_answer_that_never_comes_ends_by_its_deadline() -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(ApiUnreachable, match="no answer in time"):
             Client([url], timeout=(1, 0.2)).call("health", {})
+
+
+@contextmanager
+def dripping(beginning: bytes, drop: bytes) -> Iterator[str]:
+    """Serve an answer that never ends, a few bytes at a time; yield the base URL."""
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(beginning)
+            while not ended.wait(0.02):
+                connection.sendall(drop)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            ended.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" "),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" "),
+        (b"HTTP/1.1 200 OK\r\nX-Header: ", b"x"),
+        (b"", b"H"),
+    ],
+)
+def test_an_answer_that_drips_ends_by_the_calls_deadline(beginning: bytes, drop: bytes) -> None:
+    with dripping(beginning, drop) as url:
+        with pytest.raises(ApiUnreachable, match="no answer in time"):
+            Client([url], timeout=(5, 30), call_seconds=0.3).call("health", {})
+
+
+def test_one_url_that_drips_leaves_time_for_the_next() -> None:
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"") as url:
+        with api(200, b'{"ok": 1}') as good:
+            client = Client([url, good], timeout=(5, 30), call_seconds=0.3)
+            assert client.call("health", {}) == {"ok": 1}
 
 
 def test_an_answer_is_bounded_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
