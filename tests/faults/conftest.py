@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.tally import PROPERTY, SEED, Tally
+from tests.faults.tally import FULL, PROPERTY, SEED, Tally
 
 
 @pytest.fixture
@@ -21,6 +21,14 @@ def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object
 def dice(request: pytest.FixtureRequest) -> random.Random:
     """Chance that is the same for this test in each run with the same seed."""
     return random.Random(f"{SEED}:{request.node.name}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes minutes to `make faults`."""
+    long = [] if FULL else [each for each in items if each.get_closest_marker("only_in_full")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [each for each in items if each not in long]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

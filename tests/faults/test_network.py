@@ -25,9 +25,6 @@ REAL_SECONDS = 240.0
 """The same with the keepalives of every day: 60 s, 90 s for the tunnel, and OpenSSH 9.2's 150 s."""
 
 
-only_in_full = pytest.mark.skipif(not FULL, reason="it takes minutes: make faults")
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with running_site(random.Random(SEED), QUICK) as running:
@@ -84,13 +81,7 @@ def finish(site: Site, tally: Tally, what: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [
-        "cut",
-        "stall to",
-        pytest.param("stall both", marks=only_in_full),
-        pytest.param("stall from", marks=only_in_full),
-    ],
+    "fault", ["cut", "stall to", "stall both", "stall from"] if FULL else ["cut", "stall to"]
 )
 def test_a_connection_that_breaks_at_any_byte_loses_nothing(
     site: Site, tally: Tally, dice: random.Random, fault: str
@@ -115,7 +106,7 @@ def test_a_connection_that_breaks_at_any_byte_loses_nothing(
     finish(site, tally, f"SSH connection: {fault}, at any byte of the session", count)
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_a_stall_that_passes_is_waited_for(site: Site, tally: Tally, dice: random.Random) -> None:
     whole = session_bytes(site)
     count = times(1, 10)
@@ -132,7 +123,7 @@ def test_a_stall_that_passes_is_waited_for(site: Site, tally: Tally, dice: rando
     finish(site, tally, "SSH connection: stalls for a second and goes on", count)
 
 
-@only_in_full
+@pytest.mark.only_in_full
 @pytest.mark.parametrize("fault", ["100 kbit/s", "20 % loss"])
 def test_a_bad_line_only_takes_longer(tally: Tally, dice: random.Random, fault: str) -> None:
     with running_site(dice, PLAIN) as site:
@@ -240,7 +231,7 @@ def test_an_answer_of_the_api_that_is_spoilt_changes_nothing(
     )
 
 
-@only_in_full
+@pytest.mark.only_in_full
 @pytest.mark.parametrize("part", [0.02, 0.1, 0.6, 0.95])
 def test_the_deadlines_of_every_day_hold(tally: Tally, dice: random.Random, part: float) -> None:
     with running_site(dice, PLAIN) as site:

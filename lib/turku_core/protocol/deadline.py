@@ -83,7 +83,7 @@ class _Watched:
     _twin: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc] # of urllib3's connection, beside which it stands
         # TLS takes the socket itself over, and this one goes on to name the connection.
         self._twin = connected.dup()
         self._watch()
@@ -91,13 +91,13 @@ class _Watched:
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
         self._watch()
-        super().putrequest(*arguments, **keywords)  # type: ignore[misc]
+        super().putrequest(*arguments, **keywords)  # type: ignore[misc] # of urllib3's connection, beside which it stands
 
     def close(self) -> None:
         if self._twin is not None:
             self._twin.close()
             self._twin = None
-        super().close()  # type: ignore[misc]
+        super().close()  # type: ignore[misc] # of urllib3's connection, beside which it stands
 
     def _watch(self) -> None:
         if _present.deadline is not None and self._twin is not None:
