@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.bad_api import BadApi, bad_api
-from tests.faults.wire import NAME, Wire, name_server, own_network
+from tests.faults.wire import NAME, Wire, name_server, own_network, with_name_server
 from turku_core.local.layout import program
 from turku_core.local.turku import Finished, LocalTurku, Machine
 from turku_core.protocol.client import Client
@@ -101,7 +101,8 @@ class Site:
 
     def run(self, name: str, *arguments: str, seconds: float) -> Finished:
         """Run one of the agent's programs; it has to end by itself in that time."""
-        return run_in_time(self.machine.command(name, *arguments), seconds)
+        command = with_name_server(self.folder, self.machine.command(name, *arguments))
+        return run_in_time(command, seconds)
 
     def settle(self, seconds: float) -> None:
         """Wait until nothing of a session is left; it has to be so in that time."""
@@ -277,7 +278,8 @@ def running_site(dice: random.Random, options: Mapping[str, tuple[str, ...]]) ->
             "api_ca_certificate": str(api.ca_certificate),
         }
         configuration = turku.layout.storage / "etc/turku-storage/config.d"
-        (configuration / "60-proxy.json").write_text(json.dumps(reach))
+        values = {**reach, "ssh_ping_host": NAME}
+        (configuration / "60-proxy.json").write_text(json.dumps(values))
         stack.enter_context(_worker(turku))
         source = folder / "source"
         source.mkdir()

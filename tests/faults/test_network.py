@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.bad_api import SPOILS
-from tests.faults.site import PLAIN, QUICK, SOURCE, Site, run_in_time, running_site
+from tests.faults.site import PLAIN, QUICK, SOURCE, Site, running_site
 from tests.faults.tally import FULL, SEED, Tally, times
-from tests.faults.wire import NAME, with_name_server
+from tests.faults.wire import NAME
 
 pytestmark = pytest.mark.needs_root
 
@@ -148,11 +148,6 @@ def test_a_bad_line_only_takes_longer(tally: Tally, dice: random.Random, fault: 
 
 def test_without_names_nothing_hangs_and_nothing_is_lost(site: Site, tally: Tally) -> None:
     settings = site.machine.root / "etc/turku-agent/config.d/90-name.json"
-    settings.write_text(json.dumps({"api_url": site.api.url(NAME)}))
-    storage = site.turku.layout.storage / "etc/turku-storage/config.d/70-name.json"
-    storage.write_text(json.dumps({"ssh_ping_host": NAME}))
-    site.turku.update_storage()
-    command = with_name_server(site.folder, site.machine.command("turku-agent-ping"))
     count = times(1, 5)
     try:
         for _ in range(count):
@@ -160,12 +155,13 @@ def test_without_names_nothing_hangs_and_nothing_is_lost(site: Site, tally: Tall
             state = site.change()
             site.make_due()
             site.wire.silence(53, "udp")
-            done = run_in_time(command, QUICK_SECONDS)
+            settings.write_text(json.dumps({"api_url": site.api.url(NAME)}))
+            done = site.run("turku-agent-ping", seconds=QUICK_SECONDS)
             assert done.exit_code == 75, done
             assert NAME in done.errors
             # The API is found, and the storage unit isn't.
             settings.unlink()
-            done = run_in_time(command, QUICK_SECONDS)
+            done = site.run("turku-agent-ping", seconds=QUICK_SECONDS)
             assert done.exit_code == 1, done
             assert "name can't be resolved" in done.errors
             site.settle(QUICK_SECONDS)
@@ -173,14 +169,12 @@ def test_without_names_nothing_hangs_and_nothing_is_lost(site: Site, tally: Tall
             settings.write_text(json.dumps({"api_url": site.api.url(NAME)}))
             site.later()
             site.make_due()
-            done = run_in_time(command, QUICK_SECONDS)
+            done = site.run("turku-agent-ping", seconds=QUICK_SECONDS)
             assert done.exit_code == 0, done
             site.turku.wait_until_committed(60)
             assert state in site.held().values()
     finally:
         settings.unlink(missing_ok=True)
-        storage.unlink()
-        site.turku.update_storage()
     finish(site, tally, "DNS gone, before the check-in and before the session", 2 * count)
 
 
