@@ -10,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ _WITHOUT_THE_LOG = 2
 """Neither data nor what the log holds in memory is written: what a power cut does."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_RELEASE_SECONDS = 30.0
 
 
 class Disk:
@@ -37,7 +35,7 @@ class Disk:
     def __init__(self, folder: Path, kind: str, mib: int, inodes: int | None = None) -> None:
         self.kind = kind
         self.image, self.place = folder / "image", folder / "disk"
-        self._inodes = inodes
+        self._count = 0
         self.place.mkdir()
         with self.image.open("wb") as file:
             file.truncate(mib * 1024 * 1024)
@@ -49,14 +47,12 @@ class Disk:
     def mount(self) -> None:
         """Mount it, which replays its journal."""
         options = {"ext4": "errors=remount-ro", "btrfs": "user_subvol_rm_allowed"}[self.kind]
-        self._wait_for_release()
         _do("mount", "-o", f"loop,{options}", self.image, self.place)
 
     def unmount(self) -> None:
-        """Unmount it, if it is mounted, and wait until nothing writes to its image any more."""
+        """Unmount it, if it is mounted."""
         if self.place.is_mount():
             _do("umount", self.place)
-        self._wait_for_release()
 
     def unplug(self) -> None:
         """Take it away at once, as seen by who comes later; the empty folder below is there."""
@@ -98,6 +94,7 @@ class Disk:
     def repair(self) -> None:
         """Unmount it, have it checked, and mount it again."""
         self.unmount()
+        self.renew()
         checked = subprocess.run(["e2fsck", "-fy", self.image], capture_output=True)
         assert checked.returncode in (0, 1), checked
         self.mount()
@@ -137,19 +134,19 @@ class Disk:
         _do("cp", "--sparse=always", "--reflink=never", self.image, copy)
 
     def bring_back(self, copy: Path) -> None:
-        """Make the disk what it was when it was copied; it must be unmounted."""
-        _do("cp", "--sparse=always", "--reflink=never", copy, self.image)
+        """Make the disk what it was when it was copied; it must be unmounted.
 
-    def _wait_for_release(self) -> None:
-        """Wait until its loop device is gone: that of one unmounted lazily goes with its last file.
-
-        Raises TimeoutError.
+        It is another file each time: where somebody has made a mount namespace meanwhile, the
+        former one is in use for as long as that lasts.
         """
-        deadline = time.monotonic() + _RELEASE_SECONDS
-        while subprocess.check_output(["losetup", "--associated", self.image]).strip():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.image} is still in use.")
-            time.sleep(0.01)
+        self._count += 1
+        former, self.image = self.image, self.image.with_name(f"image-{self._count}")
+        _do("cp", "--sparse=always", "--reflink=never", copy, self.image)
+        former.unlink()
+
+    def renew(self) -> None:
+        """Go on with what is on the disk now, whoever has the former one; see `bring_back`."""
+        self.bring_back(self.image)
 
 
 @contextlib.contextmanager

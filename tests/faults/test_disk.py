@@ -310,6 +310,8 @@ def cut_short(scene: Scene, station: Station, number: int, action: Callable[[], 
         scene.disk.unmount()
         if scene.disk.kind == "btrfs":
             scene.disk.bring_back(scene.place / "cut")
+        else:
+            scene.disk.renew()
         scene.disk.mount()
         return True
     assert os.WEXITSTATUS(status) == 0
@@ -356,6 +358,7 @@ def test_the_power_cut_of_these_tests_loses_what_was_not_synced() -> None:
                 programs.sync_file_system(disk.place)
         disk.cut_power()
         disk.unmount()
+        disk.renew()
         disk.mount()
         assert (disk.place / "synced").read_bytes() == b"x" * 100_000
         assert not (disk.place / "not synced").exists()
