@@ -24,8 +24,6 @@ from tests.model.fleet import BUNDLES, act, agent_beside
 from tests.model.runner.machines import Machine
 from tests.model.runner.model import Model, active
 
-pytestmark = pytest.mark.slow_model
-
 OVERLAY = {
     "postgresql": {"num_units": 1},
     "turku-storage": {"storage": {"data": "1G"}},

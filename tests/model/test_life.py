@@ -23,8 +23,6 @@ from tests.model.runner.machines import Machine
 from tests.model.runner.model import Model, active
 from turku_core import __version__
 
-pytestmark = pytest.mark.slow_model
-
 DATA, BULK = "/srv/data", "/srv/bulk"
 BULK_BYTES = 12 * 1024 * 1024
 SOURCES = """

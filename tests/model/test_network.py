@@ -22,8 +22,6 @@ from tests.model.runner.machines import Machine
 from tests.model.runner.model import Model
 from tests.model.runner.network import Flow
 
-pytestmark = pytest.mark.slow_model
-
 AGENT = "walled-agent"
 API, STORAGE = "turku-api/0", "turku-storage/0"
 HTTPS, SSH = 443, 22

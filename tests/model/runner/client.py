@@ -2,12 +2,12 @@
 """A hook tool as a charm calls it: sends its words to the runner, and prints what that answers.
 
 It runs on the machines, under the name of each tool, and needs nothing but Python. It runs often:
-without `site` (-S), and what else takes long to import, it is there in half the time.
+without `site` (-S), `socket`, `json` and what else takes long to import it is there in a third of
+the time. So what goes either way are strings with a NUL between them, which no word holds.
 """
 
-import json
+import _socket
 import os
-import socket
 import sys
 
 
@@ -28,20 +28,19 @@ def main() -> int:
         at = words.index("--file=-")
         words[at : at + 1] = ["--file", "-"]
     takes_input = any(words[at : at + 2] == ["--file", "-"] for at in range(len(words)))
-    request = {
-        "context": os.environ["JUJU_CONTEXT_ID"],
-        "tool": tool,
-        "words": words,
-        "input": sys.stdin.read() if takes_input else "",
-    }
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(os.environ["JUJU_AGENT_SOCKET_ADDRESS"])
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        with connection.makefile("rb") as answers:
-            answer = json.loads(answers.readline())
-    sys.stdout.write(answer["output"])
-    sys.stderr.write(answer["error"])
-    return int(answer["code"])
+    given = sys.stdin.read() if takes_input else ""
+    request = "\0".join((os.environ["JUJU_CONTEXT_ID"], tool, given, *words))
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.connect(os.environ["JUJU_AGENT_SOCKET_ADDRESS"])
+    connection.sendall(request.encode(errors="surrogateescape"))
+    connection.shutdown(_socket.SHUT_WR)
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    code, error, output = answer.decode(errors="surrogateescape").split("\0", 2)
+    sys.stdout.write(output)
+    sys.stderr.write(error)
+    return int(code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,7 +11,6 @@ import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tests.model.runner import client
 from tests.model.runner.context import Action, Context
@@ -40,8 +38,9 @@ class ToolServer:
 
             def handle(self) -> None:
                 """Answer it."""
-                request = json.loads(self.rfile.readline(REQUEST_BYTES_MAX))
-                self.wfile.write(json.dumps(outer.answer(request)).encode() + b"\n")
+                request = self.rfile.read(REQUEST_BYTES_MAX).decode(errors="surrogateescape")
+                answer = "\0".join(outer.answer(*_parts(request)))
+                self.wfile.write(answer.encode(errors="surrogateescape"))
 
         self._install(machine.shared)
         self._server = socketserver.ThreadingUnixStreamServer(
@@ -62,20 +61,20 @@ class ToolServer:
             (tools / name).unlink(missing_ok=True)
             (tools / name).symlink_to("../client.py")
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a tool and return what its caller is to print and end with."""
-        context = self._contexts.get(request["context"])
+    def answer(self, context_id: str, tool: str, given: str, words: list[str]) -> tuple[str, ...]:
+        """Run a tool; return its exit code, and what its caller is to print: errors, output."""
+        context = self._contexts.get(context_id)
         if context is None:
-            return {"code": 1, "output": "", "error": "ERROR this hook has ended\n"}
+            return "1", "ERROR this hook has ended\n", ""
         try:
-            output = run_tool(context, request["tool"], request["words"], request["input"])
+            output = run_tool(context, tool, words, given)
         except ToolError as error:
-            return {"code": 1, "output": "", "error": f"ERROR {error}\n"}
+            return "1", f"ERROR {error}\n", ""
         except Exception as error:
-            logger.exception("%s %s", request["tool"], request["words"])
-            return {"code": 1, "output": "", "error": f"ERROR in the runner: {error!r}\n"}
+            logger.exception("%s %s", tool, words)
+            return "1", f"ERROR in the runner: {error!r}\n", ""
         line_end = "\n" if output and not output.endswith("\n") else ""
-        return {"code": 0, "output": output + line_end, "error": ""}
+        return "0", "", output + line_end
 
     def begin(self, context: Context) -> None:
         """Let a run's tools in."""
@@ -90,6 +89,11 @@ class ToolServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _parts(request: str) -> tuple[str, str, str, list[str]]:
+    context_id, tool, given, *words = request.split("\0")
+    return context_id, tool, given, words
 
 
 def unpack_charm(file: Path, folder: Path) -> None:

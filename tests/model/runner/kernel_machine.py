@@ -305,9 +305,8 @@ class KernelMachine(Machine):
         self._process = None
 
     def close(self) -> None:
-        """Pull its plug and remove everything of it; its network goes with the model's."""
+        """Pull its plug; its folder and its network go with the model's."""
         self.stop(kill=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _Monitor:
