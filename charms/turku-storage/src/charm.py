@@ -77,6 +77,8 @@ class TurkuStorageCharm(ops.CharmBase):
         framework.observe(on["restore"].action, self._on_restore)
         framework.observe(on["expire"].action, self._on_expire)
         framework.observe(on["verify"].action, self._on_verify)
+        framework.observe(on["list-holds"].action, self._on_list_holds)
+        framework.observe(on["release-hold"].action, self._on_release_hold)
         framework.observe(on["usage"].action, self._on_usage)
 
     # Events
@@ -139,6 +141,14 @@ class TurkuStorageCharm(ops.CharmBase):
     def _on_verify(self, event: ops.ActionEvent) -> None:
         wanted = event.load_params(storage_actions.Verify, errors="fail")
         self._act(event, lambda: storage_actions.verify(self._service.programs, wanted))
+
+    def _on_list_holds(self, event: ops.ActionEvent) -> None:
+        wanted = event.load_params(storage_actions.Chosen, errors="fail")
+        self._act(event, lambda: storage_actions.list_holds(self._service.programs, wanted))
+
+    def _on_release_hold(self, event: ops.ActionEvent) -> None:
+        wanted = event.load_params(storage_actions.Release, errors="fail")
+        self._act(event, lambda: storage_actions.release_hold(self._service.programs, wanted))
 
     def _act(self, event: ops.ActionEvent, body: Callable[[], Result]) -> None:
         def whole() -> Result:

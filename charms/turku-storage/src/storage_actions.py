@@ -65,6 +65,13 @@ class Expire(Chosen):
 
 
 @dataclass(frozen=True)
+class Release(Chosen):
+    """What is to expire again. Raises ValueError with a sentence."""
+
+    machine: str = ""
+
+
+@dataclass(frozen=True)
 class Restore:
     """What is to be restored, and where to. Raises ValueError with a sentence."""
 
@@ -126,6 +133,33 @@ def _read(programs: Programs, command: str, arguments: Sequence[str]) -> Result:
         PROGRAM, command, *arguments, seconds_max=READING_SECONDS, answering=_ANSWERING
     )
     return Result("\n".join([text.rstrip("\n"), *values["problems"]]), values)
+
+
+def list_holds(programs: Programs, chosen: Chosen) -> Result:
+    """List the sources of which nothing expires, and why."""
+    values = programs.run_json(PROGRAM, "holds", *chosen.arguments, seconds_max=READING_SECONDS)
+    rows = [
+        (
+            _machine_name(hold),
+            hold["source"],
+            human_time(datetime.fromisoformat(hold["since"])),
+            hold["snapshot"],
+            hold["reason"],
+        )
+        for hold in values["holds"]
+    ]
+    headings = ("machine", "source", "since", "snapshot", "why")
+    return Result(table(headings, rows) if rows else "Nothing is held.", values)
+
+
+def release_hold(programs: Programs, wanted: Release) -> Result:
+    """Let what is held expire again."""
+    values = programs.run_json(PROGRAM, "release", *wanted.arguments, seconds_max=READING_SECONDS)
+    lines = [
+        f"The snapshots of the source {each['source']} of {_machine_name(each)} expire again."
+        for each in values["released"]
+    ]
+    return Result(_lines(*lines), values)
 
 
 def restore(programs: Programs, wanted: Restore) -> Result:

@@ -59,3 +59,4 @@ def _add_status(samples: Samples, status: Status) -> None:
             )
         samples.add(f"{prefix}failures", each.failures, source=name)
         samples.add(f"{prefix}last_proven_timestamp_seconds", each.last_proven, source=name)
+        samples.add(f"{prefix}held", int(bool(each.held)), source=name)

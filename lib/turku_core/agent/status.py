@@ -111,7 +111,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
                 human_time(each.last_good),
                 human_time(each.next_due),
                 human_time(each.last_proven),
-                each.problem,
+                " ".join(filter(None, (each.problem, each.held))),
             )
             for name, each in status.sources.items()
         ],

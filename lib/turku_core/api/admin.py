@@ -27,6 +27,7 @@ from turku_core.api.health import used_percent
 from turku_core.api.models import (
     Backup,
     FilterSet,
+    Hold,
     Machine,
     RegistrationKey,
     RestoreGrant,
@@ -514,6 +515,26 @@ class SnapshotAdmin(ReadOnlyAdmin):
     def stored(self, snapshot: Snapshot) -> str | None:
         """Return what it takes up on the volume."""
         return _unbroken(human_size(snapshot.bytes_stored))
+
+
+@admin.register(Hold)
+class HoldAdmin(ReadOnlyAdmin):
+    """The sources of which nothing expires; only on their storage unit can that be ended."""
+
+    list_display = ("source", "storage", "since", "snapshot", "changed", "why")
+    list_filter = ("storage",)
+    list_select_related = ("source__machine", "storage")
+    search_fields = ("source__name", "source__machine__unit_name", "source__machine__uuid")
+
+    @admin.display(description="changed", ordering="share")
+    def changed(self, hold: Hold) -> str:
+        """Return which share of the files changed."""
+        return "–" if hold.share is None else f"{hold.share:.0%}"
+
+    @admin.display(description="why")
+    def why(self, hold: Hold) -> str:
+        """Return the sentence."""
+        return _wide(hold.reason)
 
 
 @admin.register(RegistrationKey)

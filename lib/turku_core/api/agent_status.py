@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from django.db.models import Max
 from django.utils import timezone
 
-from turku_core.api import due, logins, overdue, states
+from turku_core.api import due, holds, logins, overdue, states
 from turku_core.api.models import Machine, Snapshot, SnapshotState, Source
 from turku_core.protocol.messages import MachineLogin
 from turku_core.protocol.status import SourceStatus, statuses_to_json
@@ -31,8 +32,12 @@ def statuses_of(machine: Machine, now: datetime) -> dict[str, SourceStatus]:
     sources = list(overdue.with_last_failure(named).order_by("name"))
     behind = overdue.examine(sources, now.astimezone(timezone.get_default_timezone()))
     proven = _last_proven(machine)
+    held = holds.reasons(sources)
     return {
-        source.name: _status(source, behind.get(source.pk), proven.get(source.pk), now)
+        source.name: replace(
+            _status(source, behind.get(source.pk), proven.get(source.pk), now),
+            held=held.get(source.pk, ""),
+        )
         for source in sources
     }
 

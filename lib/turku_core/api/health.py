@@ -15,6 +15,7 @@ from enum import IntEnum
 
 from django.db.models import Q
 
+from turku_core.api.holds import wanted_holds
 from turku_core.api.models import Machine, Snapshot, SnapshotState, Source, StorageUnit
 from turku_core.api.overdue import Behind, Kind, find_behind, wanted_machines, wanted_sources
 from turku_core.commandline import human_time
@@ -95,6 +96,7 @@ def fleet_health(now: datetime) -> Health:
         _check_storage_seen(units, now),
         _check_space(units),
         _check_snapshots(now),
+        _check_holds(),
         _check_machines_seen(now),
     )
     counts = {
@@ -226,6 +228,20 @@ def _check_snapshots(now: datetime) -> Check:
             why = f"Last proven {proven}: look at turku-storage-worker on {snapshot.storage_name}."
             problems.append(Problem(State.WARNING, str(snapshot), why))
     return Check("unproven", "damaged or unproven snapshots", tuple(problems))
+
+
+def _check_holds() -> Check:
+    """Look for sources whose expiry is held: their machine may have been broken into."""
+    problems = tuple(
+        Problem(
+            State.CRITICAL,
+            str(hold.source),
+            f"{hold.reason} Since snapshot {hold.snapshot} nothing of it expires on "
+            f"{hold.storage.name}: look at the machine, then run turku-storage release there.",
+        )
+        for hold in wanted_holds()
+    )
+    return Check("suspicious", "suspicious changes", problems)
 
 
 def _check_machines_seen(now: datetime) -> Check:

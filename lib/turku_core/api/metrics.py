@@ -15,6 +15,7 @@ from django.db.models.functions import Coalesce
 
 from turku_core import __version__
 from turku_core.api.health import used_percent
+from turku_core.api.holds import wanted_holds
 from turku_core.api.models import (
     Backup,
     Machine,
@@ -57,6 +58,7 @@ def metrics_text(now: datetime) -> str:
     _add_behind(samples, now)
     _add_last_backups(samples, {source.pk: source for source in sources})
     _add_snapshots(samples, {source.pk: source for source in sources})
+    _add_holds(samples)
     _add_recent(samples, now)
     _add_storage(samples, now)
     return samples.text()
@@ -155,6 +157,15 @@ def _add_snapshots(samples: Samples, sources: Mapping[int, Source]) -> None:
                 "turku_api_source_unproven_since_timestamp_seconds", unproven_since, **labels
             )
             samples.add("turku_api_source_damaged_snapshots", damaged, **labels)
+
+
+def _add_holds(samples: Samples) -> None:
+    shares: dict[Source, float] = {}
+    for hold in wanted_holds():
+        share = 1.0 if hold.share is None else hold.share
+        shares[hold.source] = max(share, shares.get(hold.source, 0.0))
+    for source, share in shares.items():
+        samples.add("turku_api_source_held_changed_ratio", share, **source_labels(source))
 
 
 def _add_recent(samples: Samples, now: datetime) -> None:

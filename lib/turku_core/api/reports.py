@@ -10,7 +10,7 @@ from typing import Any
 from django.db import transaction
 
 from turku_core import fields
-from turku_core.api import due, leases, logins, records
+from turku_core.api import due, holds, leases, logins, records
 from turku_core.api.models import (
     Assignment,
     Machine,
@@ -94,6 +94,8 @@ def _read_update(value: object, place: str) -> SourceUpdate:
     times = [("snapshots", each.proven_at) for each in update.snapshots]
     if update.result is not None:
         times += [("time_begin", update.result.time_begin), ("time_end", update.result.time_end)]
+    if update.hold is not None:
+        times.append(("hold", update.hold.since))
     for field, epoch in times:
         if epoch is not None and epoch > LAST_MOMENT.timestamp():
             raise FieldError(join(place, field), "must be a time in seconds since 1970")
@@ -119,6 +121,10 @@ def _record(
         _record_result(source, unit, update.result, now)
     if update.snapshots:
         _record_snapshots(source, unit, update.snapshots, now)
+    if update.hold is not None:
+        if update.hold.held and unit.pk not in (source.storage_id, source.lease_storage_id):
+            return False
+        holds.record_hold(source, unit, update.hold, now)
     return True
 
 

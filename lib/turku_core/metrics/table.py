@@ -92,6 +92,13 @@ API = (
         "Since when one of the source's snapshots has not been proven: the longest of them",
     ),
     Metric(
+        "turku_api_source_held_changed_ratio",
+        _RATIO,
+        _SOURCE,
+        "Which share of the source's files changed or went, so that its expiry is held; no sample "
+        "when it isn't. Also of sources that the machine has withdrawn since",
+    ),
+    Metric(
         "turku_api_source_damaged_snapshots",
         "count",
         _SOURCE,
@@ -201,6 +208,12 @@ AGENT = (
         ("source",),
         "When a snapshot of the source was last proven to be restorable",
     ),
+    Metric(
+        "turku_agent_source_held",
+        "0 or 1",
+        ("source",),
+        "Whether the source's expiry is held, because far more of its files than usual changed",
+    ),
 )
 
 STORAGE = (
@@ -294,6 +307,13 @@ STORAGE = (
         _SECONDS,
         _HELD,
         "Since when one of the source's snapshots has not been proven: the longest of them",
+    ),
+    Metric(
+        "turku_storage_source_held_changed_ratio",
+        _RATIO,
+        _HELD,
+        "Which share of the source's files changed or went, so that its expiry is held; no sample "
+        "when it isn't",
     ),
 )
 

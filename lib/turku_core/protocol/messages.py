@@ -639,26 +639,73 @@ class BackupResult:
 
 
 @dataclass(frozen=True)
+class HoldState:
+    """Whether a storage unit holds the expiry of a source. Times are epoch seconds.
+
+    Attributes:
+        held: False when it doesn't, or doesn't any more; the rest is empty then.
+        since: When the snapshot was taken that changed so much.
+        snapshot: Its id.
+        reason: Why, in a sentence.
+        share: Which share of the files was changed or removed, from 0 to 1.
+    """
+
+    held: bool
+    since: float | None = None
+    snapshot: str | None = None
+    reason: str = ""
+    share: float | None = None
+
+    @classmethod
+    def from_json(cls, value: object, place: str) -> HoldState:
+        """Check the ``hold`` of a source."""
+        hold = fields.mapping(value, place)
+        return cls(
+            held=fields.boolean(required(hold, "held", place), join(place, "held")),
+            since=optional(hold, "since", fields.number, None, place),
+            snapshot=optional(hold, "snapshot", fields.snapshot_id, None, place),
+            reason=optional(hold, "reason", fields.text, "", place),
+            share=optional(hold, "share", _share, None, place),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it goes on the wire."""
+        return _without_none(dataclasses.asdict(self))
+
+
+def _share(value: object, field: str) -> float:
+    return fields.number(value, field, 0, 1)
+
+
+@dataclass(frozen=True)
 class SourceUpdate:
-    """What a storage unit reports of one source: a run's result, its snapshots' states, or both."""
+    """What a storage unit reports of one source: a run's result, its snapshots' states, its hold.
+
+    Attributes:
+        hold: None from units that don't say.
+    """
 
     result: BackupResult | None = None
     snapshots: tuple[SnapshotState, ...] = ()
+    hold: HoldState | None = None
 
     @classmethod
     def from_json(cls, value: object, place: str) -> SourceUpdate:
         """Check one source of a ``storage_ping_source_update``."""
         update = fields.mapping(value, place)
         snapshots = optional(update, "snapshots", _snapshot_states, (), place)
-        if snapshots and "time_begin" not in update:
-            return cls(None, snapshots)
-        return cls(BackupResult.from_json(update, place), snapshots)
+        hold = optional(update, "hold", HoldState.from_json, None, place)
+        if (snapshots or hold) and "time_begin" not in update:
+            return cls(None, snapshots, hold)
+        return cls(BackupResult.from_json(update, place), snapshots, hold)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as it goes on the wire."""
         values: dict[str, Any] = {} if self.result is None else self.result.to_json()
         if self.snapshots:
             values["snapshots"] = [snapshot.to_json() for snapshot in self.snapshots]
+        if self.hold is not None:
+            values["hold"] = self.hold.to_json()
         return values
 
 

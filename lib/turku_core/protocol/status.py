@@ -30,6 +30,7 @@ class SourceStatus:
         failures: How many runs failed in a row.
         last_proven: When the storage unit last proved that one of its snapshots can be restored.
         requested: Whether a backup is still wanted that was asked for, whatever its schedule says.
+        held: Why nothing of the source expires, a sentence; empty when its expiry isn't held.
     """
 
     state: str
@@ -40,6 +41,7 @@ class SourceStatus:
     failures: int = 0
     last_proven: datetime | None = None
     requested: bool = False
+    held: str = ""
 
     @property
     def is_behind(self) -> bool:
@@ -59,6 +61,7 @@ class SourceStatus:
             failures=optional(source, "failures", fields.integer, 0, place),
             last_proven=optional(source, "last_proven", fields.moment, None, place),
             requested=optional(source, "requested", fields.boolean, False, place),
+            held=optional(source, "held", fields.long_text, "", place),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class SourceStatus:
             "failures": self.failures,
             "last_proven": _text(self.last_proven),
             "requested": self.requested,
+            "held": self.held,
         }
 
 

@@ -232,6 +232,22 @@ def storage() -> None:
     verify.add_argument("--snapshot", metavar="ID", help="only this one")
     add_json_option(verify)
     _add_expire_options(add("expire", _expire, _EXPIRE))
+    listed_holds = add(
+        "holds",
+        _holds,
+        "List the sources of which nothing expires, because far more than usual changed, and why.",
+    )
+    _add_selection(listed_holds)
+    add_json_option(listed_holds)
+    release = add(
+        "release",
+        _release,
+        "Let the snapshots of a machine, or of one source of it, expire again, after you have "
+        "looked at what changed. What changed so much is from then on part of what is usual.",
+    )
+    release.add_argument("machine", metavar="MACHINE", help="its UUID or its name")
+    release.add_argument("source", nargs="?", metavar="SOURCE", help="only this source of it")
+    add_json_option(release)
     install = add(
         "install-service",
         _install,
@@ -258,6 +274,20 @@ def _list(arguments: argparse.Namespace) -> int:
 
     operator = Operator(_own_settings(arguments), _now(), as_json=arguments.json)
     return operator.list_snapshots(Selection(arguments.machine, arguments.source))
+
+
+def _holds(arguments: argparse.Namespace) -> int:
+    from turku_core.storage.operator import Operator, Selection
+
+    operator = Operator(_own_settings(arguments), _now(), as_json=arguments.json)
+    return operator.list_holds(Selection(arguments.machine, arguments.source))
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from turku_core.storage.operator import Operator, Selection
+
+    operator = Operator(_own_settings(arguments), _now(), as_json=arguments.json)
+    return operator.release(Selection(arguments.machine, arguments.source))
 
 
 def _usage(arguments: argparse.Namespace) -> int:

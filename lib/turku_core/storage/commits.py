@@ -8,9 +8,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from turku_core.errors import TurkuError
-from turku_core.protocol.messages import BackupResult, SourceUpdate
-from turku_core.storage import trouble
+from turku_core.protocol.messages import BackupResult, HoldState, SourceUpdate
+from turku_core.storage import holds, trouble
 from turku_core.storage.catalogue import Catalogue
+from turku_core.storage.holds import Hold
 from turku_core.storage.queue import ATTEMPTS_MAX, Claim, Job, Queue
 from turku_core.storage.records import Record
 from turku_core.storage.reports import Report, Spool, summary_text
@@ -44,7 +45,7 @@ def do_job(
     """
     job = claim.job
     try:
-        record = _commit(job, catalogue, environment)
+        record, hold = _commit(job, catalogue, environment)
     except SourceBusy:
         claim.put_back(replace(job, not_before=clock() + _BUSY_PAUSE))
         return None
@@ -59,20 +60,23 @@ def do_job(
         _fail(claim, error, catalogue, environment, spool, clock())
         return None
     if record is not None:
-        spool.add(make_report(record), clock())
+        spool.add(make_report(record, hold), clock())
     claim.done()
     return record
 
 
-def _commit(job: Job, catalogue: Catalogue, environment: Environment) -> Record | None:
+def _commit(
+    job: Job, catalogue: Catalogue, environment: Environment
+) -> tuple[Record | None, Hold | None]:
     folder = _find(job, catalogue)
     with trouble.noticed(environment.state_folder, folder.volume.name):
         record = commit(catalogue, folder, environment)
+    hold = holds.find([folder])
     if record is not None:
-        return record
+        return record, hold
     # Made before a crash that came between the snapshot and its report.
     records, _ = catalogue.records(folder)
-    return next((each for each in records if each.id == job.snapshot), None)
+    return next((each for each in records if each.id == job.snapshot), None), hold
 
 
 def _find(job: Job, catalogue: Catalogue) -> SourceFolder:
@@ -85,8 +89,8 @@ def _find(job: Job, catalogue: Catalogue) -> SourceFolder:
     return next((each for each in folders if each.pending() is not None), folders[0])
 
 
-def make_report(record: Record) -> Report:
-    """Return the report of a committed snapshot."""
+def make_report(record: Record, hold: Hold | None) -> Report:
+    """Return the report of a committed snapshot; it says as well whether its source is held."""
     result = BackupResult(
         success=True,
         time_begin=record.taken_at.timestamp(),
@@ -98,7 +102,21 @@ def make_report(record: Record) -> Report:
         bytes_total=record.bytes_total,
         files_total=record.files_total,
     )
-    return Report(record.machine, {record.source: SourceUpdate(result)})
+    update = SourceUpdate(result, hold=hold_state(hold))
+    return Report(record.machine, {record.source: update})
+
+
+def hold_state(hold: Hold | None) -> HoldState:
+    """Return what the API is told of a source's hold, or of that there is none."""
+    if hold is None:
+        return HoldState(held=False)
+    return HoldState(
+        held=True,
+        since=hold.since.timestamp(),
+        snapshot=hold.snapshot or None,
+        reason=hold.reason,
+        share=hold.share,
+    )
 
 
 def _fail(

@@ -3,21 +3,22 @@
 Whatever the policy says, there stay: the newest good snapshot; the floor; everything while the
 clock can't be trusted; for the grace period, what has expired; and, when a source was away for a
 time, what the policy kept when it went away, until it has been back for as long as the grace
-period. The policy is judged at the time of the newest snapshot, never later: a source that isn't
-backed up any more keeps its history.
+period. Of a source that is held after a suspicious change (see `holds`), everything stays, be
+the volume full or not. The policy is judged at the time of the newest snapshot, never later: a
+source that isn't backed up any more keeps its history.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from turku_core.errors import TurkuError
 from turku_core.retention import Policy
-from turku_core.storage import trouble
+from turku_core.storage import holds, trouble
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.clock import observe_clock
 from turku_core.storage.records import Record
@@ -68,6 +69,7 @@ def decide(
     floor: int = DEFAULT_FLOOR,
     grace: timedelta = DEFAULT_GRACE,
     clock_problem: str | None = None,
+    hold: str | None = None,
     remove_now: bool = False,
 ) -> Decision:
     """Decide about one source's snapshots; pure.
@@ -79,6 +81,7 @@ def decide(
         floor: How many of the newest good snapshots always stay.
         grace: For how long an expired snapshot stays restorable.
         clock_problem: Why `now` can't be trusted (see `judge_clock`).
+        hold: Why nothing of the source may expire or be removed (see `holds`).
         remove_now: An operator's word that the grace period doesn't count.
     """
     present = sorted(
@@ -92,6 +95,8 @@ def decide(
     unwanted = [record for record in present if record.id not in kept]
     unexpire = [record for record in present if record.id in kept and record.expired_at]
     expired = [record for record in unwanted if record.expired_at is not None]
+    if hold is not None:
+        return Decision(unexpire=tuple(unexpire), held=(*held, hold))
     if clock_problem is not None:
         if unwanted:
             held.append(f"Nothing expires: {clock_problem}")
@@ -307,11 +312,17 @@ def _handle(
         floor=rules.floor,
         grace=rules.grace,
         clock_problem=rules.clock_problem,
+        hold=_hold(folders),
         remove_now=rules.remove_now,
     )
     held += [f"{folders[0].label}: {sentence}" for sentence in decision.held]
     carry_out = _dry if rules.dry_run else _carry_out
     carry_out(catalogue, places, environment, rules, decision, changes)
+
+
+def _hold(folders: Iterable[SourceFolder]) -> str | None:
+    hold = holds.find(folders)
+    return None if hold is None else f"Nothing expires, because of a suspicious change: {hold}"
 
 
 def _converge(
@@ -376,7 +387,7 @@ def _carry_out(
     decision: Decision,
     changes: list[Change],
 ) -> None:
-    """Do it, the removals last and one by one."""
+    """Do it, the removals last and one by one; a hold that comes in between is obeyed."""
     for record, expired_at in (
         *((record, None) for record in decision.unexpire),
         *((record, rules.now) for record in decision.expire),
@@ -385,6 +396,8 @@ def _carry_out(
         changed = dataclasses.replace(record, expired_at=expired_at)
         state = "committed" if expired_at is None else "expired"
         with folder.lock():
+            if expired_at is not None and holds.find([folder]) is not None:
+                continue
             # Before it is written: one that is written isn't told of again.
             _tell(rules, Change(folder, changed, state), changes)
             catalogue.write(folder, changed)
@@ -415,7 +428,8 @@ def _remove(
 ) -> None:
     change = Change(folder, record, "removed")
     with folder.lock():
-        remove(catalogue, folder, record, environment, lambda _: _tell(rules, change, changes))
+        if holds.find([folder]) is None:
+            remove(catalogue, folder, record, environment, lambda _: _tell(rules, change, changes))
 
 
 def _tell(rules: _Rules, change: Change, changes: list[Change]) -> None:

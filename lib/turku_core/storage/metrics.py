@@ -20,7 +20,7 @@ from turku_core.configuration import write_durably
 from turku_core.fields import FieldError
 from turku_core.metrics.exposition import Samples
 from turku_core.metrics.table import STORAGE
-from turku_core.storage import slots
+from turku_core.storage import holds, slots
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Queue
@@ -53,6 +53,7 @@ class Held:
         stored_bytes: What all of them added to the volume.
         last_proven: When one was last proven.
         unproven_since: Since when one that isn't expired or damaged has not been proven.
+        held_share: What share of its files changed, from 0 to 1, if its expiry is held for that.
     """
 
     counts: Mapping[str, int]
@@ -61,6 +62,7 @@ class Held:
     stored_bytes: int = 0
     last_proven: float | None = None
     unproven_since: float | None = None
+    held_share: float | None = None
 
 
 def metrics_text(settings: Settings) -> str:
@@ -120,6 +122,7 @@ def _add_source(samples: Samples, held: Held, labels: Mapping[str, str]) -> None
     samples.add(f"{prefix}stored_bytes", held.stored_bytes, **labels)
     samples.add(f"{prefix}last_proven_timestamp_seconds", held.last_proven, **labels)
     samples.add(f"{prefix}unproven_since_timestamp_seconds", held.unproven_since, **labels)
+    samples.add(f"{prefix}held_changed_ratio", held.held_share, **labels)
 
 
 def look(
@@ -143,6 +146,8 @@ def look(
         held = None if entry is None or entry.get("stamp") != stamp else _held(entry)
         if held is None:
             held = summary(catalogue.records(folder)[0])
+            hold = holds.read(folder).hold
+            held = replace(held, held_share=None if hold is None else hold.share)
         if now - max(stamp) > _SETTLED_NANOSECONDS:
             found[place] = {"stamp": stamp, **asdict(held)}
         key = (folder.volume.name, folder.machine, folder.source)
@@ -208,6 +213,10 @@ def _together(first: Held, second: Held) -> Held:
             (held.unproven_since for held in (first, second) if held.unproven_since is not None),
             default=None,
         ),
+        held_share=max(
+            (held.held_share for held in (first, second) if held.held_share is not None),
+            default=None,
+        ),
     )
 
 
@@ -240,6 +249,7 @@ def _held(entry: Mapping[str, Any]) -> Held | None:
             stored_bytes=fields.integer(fields.required(entry, "stored_bytes"), "stored_bytes"),
             last_proven=_kept_number(entry, "last_proven"),
             unproven_since=_kept_number(entry, "unproven_since"),
+            held_share=_kept_number(entry, "held_share"),
         )
     except FieldError:
         return None

@@ -32,6 +32,7 @@ _WORDS_LINES_MAX = 20
 _PROGRESS = re.compile(rb"([\d,.]+)\s+(\d+)%\s")
 _STATISTICS = {
     "files_total": re.compile(rb"^Number of files: ([\d,.]+)", re.MULTILINE),
+    "folders_total": re.compile(rb"^Number of files: .*\bdir: ([\d,.]+)", re.MULTILINE),
     "bytes_total": re.compile(rb"^Total file size: ([\d,.]+)", re.MULTILINE),
     "bytes_transferred": re.compile(rb"^Total transferred file size: ([\d,.]+)", re.MULTILINE),
     "files_transferred": re.compile(
@@ -76,12 +77,14 @@ class Target:
     """Where to pull to, as a snapshot mode has prepared it.
 
     `link_dests` are trees to make hard links to, newest first; `checksum` distrusts size and time
-    of what is there (after a power cut).
+    of what is there (after a power cut). Each change of a file is added to `log`, with `log_mark`.
     """
 
     folder: Path
     link_dests: tuple[Path, ...] = ()
     checksum: bool = False
+    log: Path | None = None
+    log_mark: str = ""
 
 
 class Outcome(Enum):
@@ -98,6 +101,7 @@ class Statistics:
     """What rsync counted; None where it didn't get that far. Sizes are in bytes."""
 
     files_total: int | None = None
+    folders_total: int | None = None
     bytes_total: int | None = None
     bytes_transferred: int | None = None
     files_transferred: int | None = None
@@ -157,6 +161,8 @@ def make_rsync_command(
         command.append(f"--bwlimit={options.bwlimit}")
     if options.filter or options.exclude:
         command.append("--filter=merge -")
+    if target.log is not None:
+        command += [f"--log-file={target.log}", f"--log-file-format={target.log_mark} %i %n"]
     command += [f"--link-dest={folder}" for folder in target.link_dests]
     return [*command, "--", daemon.url, f"{target.folder}/"]
 
@@ -231,10 +237,10 @@ class Output:
                 self._on_progress(_count(last[1]), float(last[2]))
 
     def statistics(self) -> Statistics:
-        """Return the counts that rsync printed at its end."""
-        found = {name: pattern.search(self._tail) for name, pattern in _STATISTICS.items()}
+        """Return the counts that rsync printed at its end, after all that the machine says."""
+        found = {name: pattern.findall(self._tail) for name, pattern in _STATISTICS.items()}
         return Statistics(
-            **{name: _count(match[1]) for name, match in found.items() if match is not None}
+            **{name: _count(matches[-1]) for name, matches in found.items() if matches}
         )
 
 

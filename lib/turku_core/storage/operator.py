@@ -18,8 +18,9 @@ from turku_core.commandline import (
     print_table,
 )
 from turku_core.errors import DONE, FAILED, TurkuError
-from turku_core.storage import expiry, slots, verification
+from turku_core.storage import expiry, holds, slots, verification
 from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
+from turku_core.storage.holds import Hold
 from turku_core.storage.machine_names import find_machine, read_names
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Queue
@@ -27,8 +28,14 @@ from turku_core.storage.records import Record
 from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
+from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import VolumeError
-from turku_core.storage.worker import expiry_report, read_loops, verification_report
+from turku_core.storage.worker import (
+    expiry_report,
+    read_loops,
+    release_report,
+    verification_report,
+)
 
 
 @dataclass(frozen=True)
@@ -116,12 +123,79 @@ class Operator:
         volumes = self._volumes()
         work = self._work()
         problems = [*self._catalogue.volumes.problems(), *work_problems(work)]
+        problems += [
+            f"Nothing of the source {each['source']} of machine "
+            f"{each['machine_name'] or each['machine']} expires: {each['reason']}"
+            for each in self._holds(Selection())
+        ]
         if self._as_json:
             print_json({"volumes": volumes, "work": work, "problems": problems})
         else:
             _print_usage(volumes, work)
             _print_problems(problems)
         return FAILED if problems else DONE
+
+    def list_holds(self, selection: Selection) -> int:
+        """Print the sources of which nothing expires, and why; return the exit code."""
+        found = self._holds(selection)
+        if self._as_json:
+            print_json({"holds": found})
+        elif found:
+            print_table(
+                ("machine", "source", "since", "snapshot", "why"),
+                [
+                    (
+                        each["machine_name"] or each["machine"],
+                        each["source"],
+                        human_time(each["since"]),
+                        each["snapshot"],
+                        each["reason"],
+                    )
+                    for each in found
+                ],
+            )
+        else:
+            print("Nothing is held.")
+        return DONE
+
+    def release(self, selection: Selection) -> int:
+        """Let the snapshots of a machine, or of a source of it, expire again."""
+        machine, source = self._resolve(selection)
+        released = []
+        for folder in self._catalogue.folders(machine, source):
+            if holds.read(folder).hold is None:
+                continue
+            hold = holds.release(folder)
+            if hold is not None:
+                released.append(self._held(folder, hold))
+                self._report_release(folder)
+        if not released:
+            raise TurkuError("Nothing of that is held; turku-storage holds lists what is.")
+        if self._as_json:
+            print_json({"released": released})
+        else:
+            for each in released:
+                name = each["machine_name"] or each["machine"]
+                print(f"The snapshots of the source {each['source']} of {name} expire again.")
+        return DONE
+
+    def _holds(self, selection: Selection) -> list[dict[str, Any]]:
+        machine, source = self._resolve(selection)
+        found = []
+        for folder in self._catalogue.folders(machine, source):
+            hold = holds.read(folder).hold
+            if hold is not None:
+                found.append(self._held(folder, hold))
+        return found
+
+    def _held(self, folder: SourceFolder, hold: Hold) -> dict[str, Any]:
+        place = {"machine": folder.machine, "source": folder.source, "volume": folder.volume.name}
+        return self._named({**place, **vars(hold)})
+
+    def _report_release(self, folder: SourceFolder) -> None:
+        """Tell the API, beside the state of a snapshot, which one that knows no holds takes too."""
+        report = release_report(folder, self._catalogue.records(folder)[0])
+        Spool(self._settings.paths.reports).add(report, self._now)
 
     def _volumes(self) -> list[dict[str, Any]]:
         found = []
@@ -247,6 +321,7 @@ def state_words(record: Record) -> str:
             ("damaged", record.damaged is not None),
             ("expired", record.expired_at is not None),
             ("partial", record.partial),
+            ("suspicious", record.suspicious is not None),
         )
         if holds
     ]

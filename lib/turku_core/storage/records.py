@@ -27,9 +27,11 @@ class Record:
     `partial` says that some files could not be read, with `summary` saying which. `damaged` is
     the reason why a verification failed, and None otherwise. `previous_at` is when the snapshot
     before it was taken, which may be gone since: so an absence can be told from a history thinned
-    by the policy. `recovered` means that the record was lost and rebuilt. `protected` ones (an
-    administrator's, of the old layout) never expire. `removing` means that removal has begun: such
-    a record is never listed.
+    by the policy. `entries` counts what isn't a folder. `files_changed` of the `files_before` of
+    the snapshot before were changed or removed; `switched_mode` says that the machine or the API
+    asked for another mode, and `suspicious` why expiry is held (see `holds`). `recovered` means
+    that the record was lost and rebuilt. `protected` ones (an administrator's, of the old layout)
+    never expire. `removing` means that removal has begun: such a record is never listed.
     """
 
     machine: str
@@ -43,6 +45,11 @@ class Record:
     path: str | None = None
     retention: str | None = None
     files_total: int | None = None
+    entries: int | None = None
+    files_changed: int | None = None
+    files_before: int | None = None
+    switched_mode: bool = False
+    suspicious: str | None = None
     bytes_total: int | None = None
     bytes_stored: int | None = None
     archive: str | None = None
@@ -91,7 +98,9 @@ class SourceState:
     that `mirror/` still equals, or None once a pull has begun to change it. `mirror_mode` is the
     mode that pulled into it last. `unsynced_boot_id` is the volume's incarnation (see `trouble`)
     in which a pull wrote to the mirror that wasn't synced yet. `compared_at` is when the records
-    were last compared with what the repository lists.
+    were last compared with what the repository lists. `wish` is what was last asked for from
+    outside of how to keep snapshots, and `switched` says that it has since changed the mode that
+    pulls into the mirror.
     """
 
     path: str | None = None
@@ -103,6 +112,8 @@ class SourceState:
     mirror_mode: str | None = None
     unsynced_boot_id: str | None = None
     compared_at: datetime | None = None
+    wish: str | None = None
+    switched: bool = False
 
 
 def time_of_id(snapshot: str) -> datetime | None:

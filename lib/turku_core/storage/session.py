@@ -252,7 +252,7 @@ def _pull_and_freeze(
     )
     state, volume = session.settings.paths.state, folder.volume.name
     with trouble.noticed(state, volume), folder.lock() as lock:
-        target = mode.prepare(folder)
+        target = mode.prepare(folder, _wish(source))
         received = pull(
             session.daemon(name, login),
             target,
@@ -277,6 +277,12 @@ def _pull_and_freeze(
                 Job(session.machine, name, pending.record.id, queued_at=session.clock())
             )
     return received
+
+
+def _wish(source: Source) -> str:
+    """Return what the machine, or the API, asks for of how to keep a source's snapshots."""
+    has_large_files = source.large_rotating_files or source.large_modifying_files
+    return f"{source.snapshot_mode or 'any'}{', large files' if has_large_files else ''}"
 
 
 def make_options(source: Source) -> PullOptions:

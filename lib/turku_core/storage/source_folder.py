@@ -93,6 +93,16 @@ class SourceFolder:
         return self.snapshots / f"{snapshot}.manifest.gz"
 
     @property
+    def changes(self) -> Path:
+        """What is remembered of how much changes between snapshots, and the source's hold."""
+        return self._file("changes.json")
+
+    @property
+    def pull_log(self) -> Path:
+        """What pulls have changed in a mirror since its last snapshot."""
+        return self._file("pulled.log")
+
+    @property
     def scratch(self) -> Path:
         """The folder for what lives only as long as a restore or a drill."""
         return self.snapshots if self.old_layout else self.path

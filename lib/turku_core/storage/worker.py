@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from turku_core.protocol.client import ApiRefused, Client
 from turku_core.protocol.messages import BackupResult, RunningSession, SnapshotState, SourceUpdate
 from turku_core.storage import expiry, lost_runs, slots, verification
 from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
-from turku_core.storage.commits import do_job, recover_jobs
+from turku_core.storage.commits import do_job, hold_state, recover_jobs
 from turku_core.storage.lifeline import kill_children
 from turku_core.storage.queue import Queue
 from turku_core.storage.records import Record
@@ -410,15 +410,27 @@ def expiry_report(change: expiry.Change) -> Report:
 
 def verification_report(record: Record) -> Report:
     """Return what the API is to be told of a snapshot that was verified."""
+    return Report(record.machine, {record.source: SourceUpdate(None, (_state_of(record),))})
+
+
+def release_report(folder: SourceFolder, records: Sequence[Record]) -> Report:
+    """Return what the API is to be told when an operator has released a source's hold.
+
+    The state of its newest snapshot is told along: an API that knows of no holds takes that alone.
+    """
+    update = SourceUpdate(None, tuple(map(_state_of, records[-1:])), hold_state(None))
+    return Report(folder.machine, {folder.source: update})
+
+
+def _state_of(record: Record) -> SnapshotState:
     state = "committed" if record.expired_at is None else "expired"
     proven_at = None if record.proven_at is None else record.proven_at.timestamp()
-    snapshot = SnapshotState(
+    return SnapshotState(
         record.id,
         state if record.damaged is None else "damaged",
         proven_at,
         record.damaged,
     )
-    return Report(record.machine, {record.source: SourceUpdate(None, (snapshot,))})
 
 
 @contextlib.contextmanager

@@ -80,6 +80,9 @@ ROUND = 'turku_storage_worker_round_timestamp_seconds{loop="config"}'
 FAILED = 'turku_storage_worker_round_failed{loop="expiry"}'
 SNAPSHOTS = f"turku_storage_source_snapshots{{{HELD},state="
 HELD_UNPROVEN = f"turku_storage_source_unproven_since_timestamp_seconds{{{HELD}}}"
+API_HELD = f"turku_api_source_held_changed_ratio{{{SOURCE}}}"
+STORAGE_HELD = f"turku_storage_source_held_changed_ratio{{{HELD}}}"
+AGENT_HELD = 'turku_agent_source_held{source="docs"}'
 LONG_AGO, LATER = -60 * DAY_SECONDS, -59 * DAY_SECONDS
 
 CASES = [
@@ -95,6 +98,8 @@ CASES = [
          {f"turku_api_source_damaged_snapshots{{{SOURCE}}}": 0}),
     Case("turku-api", "TurkuSnapshotUnproven", 2 * HOUR, {f"{UNPROVEN}{{{SOURCE}}}": LONG_AGO},
          {f"{UNPROVEN}{{{SOURCE}}}": LATER}),
+    Case("turku-api", "TurkuSuspiciousChange", 1, {API_HELD: 0.9},
+         {f"turku_api_source_damaged_snapshots{{{SOURCE}}}": 0}),
     Case("turku-api", "TurkuStorageNearFull", 20, filled(*API_SPACE, 0.8),
          filled(*API_SPACE, 0.79)),
     Case("turku-api", "TurkuStorageNearFull", 20, filled(*API_SPACE, 0.8, 0.7),
@@ -112,6 +117,7 @@ CASES = [
          agent_behind("missed", 0)),
     Case("turku-agent", "TurkuAgentSourcesInvalid", 20, {"turku_agent_sources_invalid": 1},
          {"turku_agent_sources_invalid": 0}),
+    Case("turku-agent", "TurkuAgentSuspiciousChange", 1, {AGENT_HELD: 1}, {AGENT_HELD: 0}),
     Case("turku-agent", "TurkuAgentUnproven", 2 * HOUR, {PROVEN: LONG_AGO}, {PROVEN: LATER}),
     Case("turku-agent", "TurkuAgentMetricsMissing", 20, {'up{job="turku-agent"}': 0},
          {'up{job="turku-agent"}': 1}),
@@ -131,6 +137,8 @@ CASES = [
          {"turku_storage_reports_refused": 0}),
     Case("turku-storage", "TurkuStorageSnapshotDamaged", 1, {f'{SNAPSHOTS}"damaged"}}': 1},
          {f'{SNAPSHOTS}"damaged"}}': 0, f'{SNAPSHOTS}"good"}}': 5}),
+    Case("turku-storage", "TurkuStorageSuspiciousChange", 1, {STORAGE_HELD: 0.9},
+         {f'{SNAPSHOTS}"good"}}': 5}),
     Case("turku-storage", "TurkuStorageUnproven", 2 * HOUR, {HELD_UNPROVEN: LONG_AGO},
          {HELD_UNPROVEN: LATER}),
     Case("turku-storage", "TurkuStorageMetricsMissing", 20, {'up{job="turku-storage"}': 0},

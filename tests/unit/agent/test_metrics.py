@@ -68,7 +68,9 @@ def test_how_the_sources_fare_is_what_the_api_said_last(locations: Locations) ->
         NOW,
         {
             "etc": SourceStatus("ok", NOW - HOUR, NOW + HOUR, None, "", 0, NOW - 2 * HOUR),
-            "home": SourceStatus("failing", None, NOW, NOW - 3 * HOUR, 'It "failed".', 4),
+            "home": SourceStatus(
+                "failing", None, NOW, NOW - 3 * HOUR, 'It "failed".', 4, held="All changed."
+            ),
         },
     )
     locations.status.write_text(json.dumps(status.to_json()))
@@ -83,6 +85,8 @@ def test_how_the_sources_fare_is_what_the_api_said_last(locations: Locations) ->
         'turku_agent_source_failures{source="etc"} 0',
         'turku_agent_source_failures{source="home"} 4',
         f'turku_agent_source_last_proven_timestamp_seconds{{source="etc"}} {now - 2 * 3600}',
+        'turku_agent_source_held{source="etc"} 0',
+        'turku_agent_source_held{source="home"} 1',
     ]
 
 

@@ -333,3 +333,21 @@ def test_a_clock_that_starts_in_the_past_is_forgiven_once_it_is_set() -> None:
     past = [reading(0, uptime_days=5), reading(-9000, uptime_days=0.001, boot="b")]
     assert "back" in (judged(*past).problem or "")
     assert judged(*past, reading(0.1, uptime_days=0.002, boot="b")).problem is None
+
+
+def test_of_a_held_source_nothing_expires_or_is_removed_and_what_is_wanted_comes_back() -> None:
+    history = History(Policy.parse("last 1 snapshots"))
+    end = history.days(20, START)
+    assert [record for record in history.records if record.expired_at]
+    for full in (False, True):
+        for now in (end, end + 1000 * DAY):
+            decision = decide(history.records, history.policy, now, hold="All changed.", floor=15)
+            assert (decision.expire, decision.remove, decision.remove_when_full) == ((), (), ())
+            assert decision.held[-1] == "All changed."
+            assert decision.unexpire
+            assert (
+                decide(
+                    history.records, history.policy, now, hold="All changed.", remove_now=full
+                ).remove
+                == ()
+            )

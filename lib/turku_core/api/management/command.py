@@ -6,7 +6,7 @@ import getpass
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError
 
 from turku_core import fields
+from turku_core.api import holds
 from turku_core.api.database import DatabaseUnreachable, require_migrated_database
 from turku_core.api.models import Backup, RestoreOrder, Source
 from turku_core.api.overdue import first_line
@@ -169,14 +170,20 @@ def operator_name() -> str:
         return "turku-api"
 
 
-def source_row(source: Source) -> dict[str, Any]:
-    """Return a source as a row; its machine and storage unit should have been read with it."""
+def source_rows(sources: Iterable[Source]) -> list[dict[str, Any]]:
+    """Return sources as rows; their machines and storage units should have been read with them."""
+    listed = list(sources)
+    held = holds.reasons(listed)
+    return [_source_row(source, held.get(source.pk, "")) for source in listed]
+
+
+def _source_row(source: Source, held: str) -> dict[str, Any]:
     return {
         "machine": source.machine.unit_name,
         "uuid": source.machine.uuid,
         "source": source.name,
         "path": source.path,
-        "state": source_state(source),
+        "state": f"{source_state(source)}, held" if held else source_state(source),
         "frequency": source.frequency,
         "retention": source.retention,
         "storage": source.storage.name if source.storage else None,
@@ -184,6 +191,7 @@ def source_row(source: Source) -> dict[str, Any]:
         "next due": source.next_due_at,
         "failures": source.failures,
         "problem": source.problem,
+        "held": held,
     }
 
 

@@ -6,6 +6,7 @@ from turku_core.api.models.announcements import Announcement
 from turku_core.api.models.backups import Backup, Outcome, Snapshot, SnapshotState
 from turku_core.api.models.filter_sets import FilterSet
 from turku_core.api.models.grants import RestoreGrant
+from turku_core.api.models.holds import Hold
 from turku_core.api.models.machines import Assignment, Machine, Source
 from turku_core.api.models.registration_keys import KeyKind, RegistrationKey
 from turku_core.api.models.restore_orders import OrderState, RestoreOrder
@@ -16,6 +17,7 @@ __all__ = [
     "Assignment",
     "Backup",
     "FilterSet",
+    "Hold",
     "KeyKind",
     "Machine",
     "OrderState",

@@ -10,6 +10,7 @@ from django.db import models
 
 from turku_core.api import clock
 from turku_core.api.health import STORAGE_NOT_SEEN_WARNING, used_percent
+from turku_core.api.holds import wanted_holds
 from turku_core.api.models import Backup, RestoreGrant, StorageUnit
 from turku_core.api.overdue import Kind, find_behind, wanted_machines, wanted_sources
 from turku_core.api.states import storage_state
@@ -33,6 +34,7 @@ def dashboard() -> dict[str, Any]:
         "machine_count": wanted_machines().count(),
         "source_count": wanted_sources().count(),
         "grant_count": RestoreGrant.objects.filter(until__gt=now).count(),
+        "hold_count": wanted_holds().count(),
         "outcomes": outcomes,
         "behind": behind[:ROWS_MAX],
         "behind_count": len(behind),

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from turku_core.errors import TryAgainLater, TurkuError
-from turku_core.storage import programs
+from turku_core.storage import holds, programs
 from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
-from turku_core.storage.mirror import Outcome, Received, Target
+from turku_core.storage.mirror import Outcome, Received, Statistics, Target
 from turku_core.storage.records import Pending, Record, read_json, time_of_id
 from turku_core.storage.source_folder import Readable, SourceFolder
 from turku_core.storage.trouble import incarnation
@@ -104,8 +104,11 @@ class Mode(ABC):
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
 
-    def prepare(self, folder: SourceFolder) -> Target:
-        """Clear up after a crash and say where to pull to. Raises CommitPending, SourceBusy."""
+    def prepare(self, folder: SourceFolder, wish: str | None = None) -> Target:
+        """Clear up after a crash and say where to pull to. Raises CommitPending, SourceBusy.
+
+        `wish` is what was asked for from outside of how to keep snapshots, if that is known.
+        """
         if folder.pending() is not None:
             raise CommitPending(
                 f"Source {folder.source!r} of machine {folder.machine}: its last backup is still "
@@ -115,11 +118,14 @@ class Mode(ABC):
         state = folder.state()
         boot_id = incarnation(self.environment.state_folder, folder.volume.name)
         distrust = state.unsynced_boot_id not in (None, boot_id)
+        is_switch = state.mirror_mode not in (None, self.name) and state.wish not in (None, wish)
         folder.write_state(
             dataclasses.replace(
                 state,
                 mirror_id=None,
                 mirror_taken_at=None,
+                wish=wish,
+                switched=state.switched or is_switch,
                 unsynced_boot_id=state.unsynced_boot_id if distrust else boot_id,
             )
         )
@@ -154,6 +160,8 @@ class Mode(ABC):
             path=taken.path,
             retention=taken.retention,
             files_total=statistics.files_total,
+            entries=_entries(statistics),
+            switched_mode=folder.state().switched,
             bytes_total=statistics.bytes_total,
             bytes_stored=statistics.bytes_transferred,
         )
@@ -223,6 +231,12 @@ class Mode(ABC):
     @abstractmethod
     def tidy(self, folder: SourceFolder) -> None:
         """Do what is due after removals; it may be begun again."""
+
+
+def _entries(statistics: Statistics) -> int | None:
+    if statistics.files_total is None:
+        return None
+    return statistics.files_total - (statistics.folders_total or 0)
 
 
 def _newest_is_damaged(folder: SourceFolder) -> bool:
@@ -303,6 +317,8 @@ def commit(
                     f"{folder.label}: snapshot {pending.record.id} could not be made: {error}."
                 ) from error
             record = dataclasses.replace(record, previous_at=_previous(catalogue, folder, record))
+            # A hold comes first, so that nothing expires by the new snapshot before it.
+            record = holds.note(folder, record)
             catalogue.write(folder, record)
         _finish(folder, mode, record)
         return record
@@ -343,8 +359,10 @@ def _finish(folder: SourceFolder, mode: Mode, record: Record) -> None:
             mirror_id=record.id if kept else None,
             mirror_taken_at=record.taken_at if kept else None,
             unsynced_boot_id=None,
+            switched=False,
         )
     )
+    folder.pull_log.unlink(missing_ok=True)
     folder.clear_pending()
     logger.info("%s: snapshot %s is committed (%s)", folder.label, record.id, record.mode)
 

@@ -61,7 +61,7 @@ class Borg(WaitingMirrorMode):
         if made.code == _WARNING:
             summary = f"{record.summary}\nborg: {_words(made)}".strip()
             record = replace(record, partial=True, summary=summary)
-        return replace(record, **statistics)
+        return self._with_changes(folder, replace(record, **statistics))
 
     def list(self, folder: SourceFolder) -> Sequence[str]:
         """Return the ids of this source's archives; those of broken-off commits aren't any."""

@@ -25,7 +25,8 @@ class Nothing(WaitingMirrorMode):
         """Write the mirror's checksums."""
         listed = manifest.make(folder.mirror)
         manifest.write(folder.manifest(pending.record.id), listed)
-        return replace(pending.record, files_total=pending.record.files_total or len(listed))
+        record = self._with_changes(folder, pending.record)
+        return replace(record, files_total=record.files_total or len(listed))
 
     def list(self, folder: SourceFolder) -> Sequence[str]:
         """Return the id of the mirror, when it equals a snapshot."""

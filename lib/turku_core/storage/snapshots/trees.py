@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turku_core.storage import manifest
+from turku_core.storage import changes, manifest
 from turku_core.storage.records import Pending, Record, time_of_id
 from turku_core.storage.snapshots import Mode, SnapshotError
 from turku_core.storage.source_folder import SourceFolder
@@ -29,7 +29,11 @@ class TreeMode(Mode):
         former = newest_manifest(folder, before=record.id)
         listed = manifest.make(tree, former)
         manifest.write(folder.manifest(record.id), listed)
-        return replace(record, files_total=record.files_total or len(listed))
+        record = replace(record, files_total=record.files_total or len(listed))
+        if former is None:
+            return record
+        changed = changes.compare_manifests(former, listed)
+        return replace(record, files_changed=changed.files, files_before=changed.of)
 
     def list(self, folder: SourceFolder) -> Sequence[str]:
         """Return the ids of the trees."""

@@ -11,6 +11,7 @@ from storage_actions import Chosen, Restore, Verify
 from tests.integration.snapshots.support import MACHINE, serve
 from tests.integration.snapshots.support import Unit as Snapshots
 from tests.unit.charms.storage.conftest import Unit
+from turku_core.storage import holds
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.records import Record
 from turku_core.storage.settings import read_settings
@@ -208,3 +209,24 @@ def test_what_might_look_like_an_option_is_joined_to_one() -> None:
     ]  # fmt: skip
     assert Chosen("web-0", "docs").arguments == ["web-0", "docs"]
     assert Verify().arguments == []
+
+
+def test_a_hold_is_listed_and_released(served: Unit, records: list[Record]) -> None:
+    assert served.act("list-holds") == {"holds": []}
+    assert served.text == "Nothing is held."
+    assert "Nothing of that is held" in served.failure("release-hold", machine=MACHINE)
+    [folder] = make_catalogue(read_settings(served.root)).folders(MACHINE, "docs")
+    hold = holds.Hold(NOW, records[-1].id, "All of it changed.", 1.0)
+    with folder.lock():
+        holds.write(folder, holds.History(hold=hold))
+    served.run(served.on.config_changed(), config={"expiry-floor": 1})
+    expired = served.act("expire", now=True)
+    assert expired["changes"] == []
+    assert "All of it changed." in served.text
+    [found] = served.act("list-holds", machine=MACHINE, source="docs")["holds"]
+    assert (found["snapshot"], found["reason"]) == (records[-1].id, "All of it changed.")
+    assert "All of it changed." in served.text
+    served.act("release-hold", machine=MACHINE, source="docs")
+    assert served.text == f"The snapshots of the source docs of {MACHINE} expire again."
+    assert served.act("list-holds") == {"holds": []}
+    assert len(served.act("expire", now=True)["changes"]) > 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from turku_core.api.management.command import SOURCE_HEADINGS, ListingCommand, source_row
+from turku_core.api.management.command import SOURCE_HEADINGS, ListingCommand, source_rows
 from turku_core.api.models import Source
 from turku_core.api.operations import find_machine
 
@@ -32,4 +32,4 @@ class Command(ListingCommand):
             sources = sources.filter(machine=find_machine(options["machine"]))
         else:
             sources = sources.filter(published=True, machine__active=True, machine__published=True)
-        return [source_row(source) for source in sources]
+        return source_rows(sources)

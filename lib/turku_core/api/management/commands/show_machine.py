@@ -13,7 +13,7 @@ from turku_core.api.management.command import (
     ReportingCommand,
     backup_row,
     print_rows,
-    source_row,
+    source_rows,
 )
 from turku_core.api.models import Backup
 from turku_core.api.operations import find_machine
@@ -48,7 +48,7 @@ class Command(ReportingCommand):
             "registered": machine.registered_at,
             "last seen": machine.last_checkin_at,
         }
-        sources = [source_row(each) for each in machine.sources.select_related("storage")]
+        sources = source_rows(machine.sources.select_related("storage", "machine"))
         newest = Backup.objects.filter(machine=machine)[:BACKUPS_SHOWN]
         backups = [backup_row(each) for each in newest]
         if options["json"]:
