@@ -33,6 +33,7 @@ DAEMON = "integration/agent/test_rsync_daemon.py"
 ORDERS = "integration/agent/test_orders.py"
 UPKEEP = "integration/snapshots/test_upkeep.py"
 EXPIRY = "unit/storage/test_expiry.py"
+RANSOM = "faults/test_ransom.py"
 
 
 def of(path: str, *names: str) -> tuple[str, ...]:
@@ -193,6 +194,13 @@ SHOWN: dict[str, tuple[str, ...]] = {
         )
         + of(UPKEEP, "test_prior_art_04_an_agents_policy_never_takes_the_newest_three")
     ),
+    "have its history expire after its files turned to noise": (
+        of(
+            RANSOM,
+            "test_a_source_whose_files_turn_to_noise_or_are_gone_keeps_all_its_snapshots",
+            "test_a_broken_machine_can_neither_lift_its_hold_nor_silence_the_alarm",
+        )
+    ),
     "On a volume over its high-water mark": (
         of(EXPIRY, "test_a_volume_over_its_mark_offers_what_has_expired_oldest_first")
         + of(UPKEEP, "test_prior_art_19_a_full_volume_heals_without_a_new_backup")
@@ -259,6 +267,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "remove backups: no call deletes": (
         of(UPKEEP, "test_prior_art_04_an_agents_policy_never_takes_the_newest_three")
         + of(EXPIRY, "test_a_source_that_is_not_backed_up_any_more_keeps_its_history_for_ever")
+        + of(RANSOM, "test_a_broken_machine_can_neither_lift_its_hold_nor_silence_the_alarm")
         + of(PARTIES, "test_a_stolen_ssh_key_lists_and_restores_until_the_machine_is_retired")
     ),
     "learn a secret that it could use elsewhere": (
@@ -395,6 +404,7 @@ NOTHING_TO_TRY: dict[str, str] = {
     "change its own sources": GIVEN_AWAY,
     "send as much as the volume holds": GIVEN_AWAY,
     "What is not promised here": A_HEADING,
+    "Who changes its files slowly": GIVEN_AWAY,
     "Who stays unnoticed for longer": GIVEN_AWAY,
     "It can read everything that its machines send": GIVEN_AWAY,
     "It can forget, change or invent": GIVEN_AWAY,
