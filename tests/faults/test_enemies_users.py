@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.tally import Tally
+from tests.faults.tunnels import descendants, ports_of, tunnels_of
 from turku_core.local.turku import LocalTurku, Machine
-from turku_core.storage.listeners import read_listeners
 
 pytestmark = pytest.mark.needs_root
 
@@ -47,20 +47,15 @@ class Host:
         return self.turku.layout.folder
 
 
-def ports() -> set[int]:
-    """Return the ports on which somebody listens."""
-    return {each.port for each in read_listeners()}
-
-
-def wait_for_session(host: Host, before: set[int]) -> None:
+def wait_for_session(host: Host) -> None:
     """Wait until the storage unit pulls over the tunnel."""
     mirror = host.turku.layout.volume / "machines" / host.machine.uuid / "docs"
     deadline = time.monotonic() + SECONDS
-    while not (ports() - before and list(mirror.rglob("*large*"))):
+    while not (tunnels_of(host.turku) and list(mirror.rglob("*large*"))):
         assert time.monotonic() < deadline, "no session came about"
         assert host.ping.poll() is None, "the session is over"
         time.sleep(0.05)
-    host.tunnels = sorted(ports() - before)
+    host.tunnels = sorted(tunnels_of(host.turku))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +73,6 @@ def host() -> Iterator[Host]:
             machine = turku.add_machine("web", settings)
             turku.backup_now(machine)
             open_up(turku, machine)
-            before = ports()
             ping = subprocess.Popen(
                 machine.command("turku-agent-ping"),
                 stdin=subprocess.DEVNULL,
@@ -87,7 +81,7 @@ def host() -> Iterator[Host]:
             )
             made = Host(turku, machine, ping, [])
             try:
-                wait_for_session(made, before)
+                wait_for_session(made)
                 yield made
             finally:
                 ping.terminate()
@@ -240,28 +234,8 @@ def test_sockets_lie_in_folders_that_nobody_else_enters(host: Host, tally: Tally
 
 def test_the_machine_opens_no_port(host: Host) -> None:
     """All the ports there are belong to the API, sshd and the tunnel's end on the storage unit."""
-    pids = {host.ping.pid}
-    children = {
-        int(path.parent.name): path.read_text().rpartition(")")[2].split()[1]
-        for path in Path("/proc").glob("[0-9]*/stat")
-        if path.exists()
-    }
-    while more := {pid for pid, parent in children.items() if int(parent) in pids} - pids:
-        pids |= more
-    listening = set()
-    for name in ("tcp", "tcp6"):
-        for line in Path("/proc/self/net", name).read_text().splitlines()[1:]:
-            columns = line.split()
-            if columns[3] == "0A":
-                listening.add(columns[9])
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = os.readlink(descriptor)
-            except FileNotFoundError:
-                continue
-            inode = target.removeprefix("socket:[").removesuffix("]")
-            assert inode not in listening, (pid, target)
+    pids = descendants(host.ping.pid)
+    assert list(ports_of(pids)) == []
     assert len(pids) > 1
 
 
