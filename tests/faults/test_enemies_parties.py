@@ -24,15 +24,13 @@ import pytest
 import requests
 
 from tests.faults.hostile import NASTY
-from tests.faults.tally import FULL, Tally, times
+from tests.faults.tally import Tally, times
 from tests.faults.tunnels import tunnels_of
 from turku_core.local.turku import LocalTurku, Machine
 
 SECONDS = 60
 KEY_GONE_SECONDS = 20
 """What the security page promises, and a loaded host needs some more."""
-
-only_in_full = pytest.mark.skipif(not FULL, reason="takes too long for make test: make faults")
 
 MARK = b"a-line-that-nobody-else-is-to-read"
 
@@ -216,7 +214,7 @@ def hostile_request(dice: random.Random, victim: str) -> bytes:
     return raw + ending
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_whatever_an_agent_says_in_a_session_is_refused_in_words(
     turku: LocalTurku,
     victim: Machine,
@@ -252,7 +250,7 @@ def test_whatever_an_agent_says_in_a_session_is_refused_in_words(
     assert len(victim.snapshots()) == 1
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_who_names_another_machines_tunnel_finds_a_password_at_its_end(
     turku: LocalTurku, tmp_path: Path, tally: Tally
 ) -> None:
@@ -291,7 +289,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
         time.sleep(0.05)
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_a_stolen_ssh_key_lists_and_restores_until_the_machine_is_retired(
     turku: LocalTurku, tmp_path: Path, tally: Tally
 ) -> None:
@@ -432,7 +430,7 @@ def on_the_wire(turku: LocalTurku, machine: Machine) -> Iterator[tuple[Wire, Wir
             turku.update_storage()
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_who_listens_on_the_wire_hears_neither_secrets_nor_data_and_changes_none(
     turku: LocalTurku, tmp_path: Path, tally: Tally, dice: random.Random
 ) -> None:
@@ -478,7 +476,7 @@ def things_heard(machine: Machine, *wires: Wire) -> list[bytes]:
     return [word for wire in wires for word in telling if word in wire.carried]
 
 
-@only_in_full
+@pytest.mark.only_in_full
 def test_no_metrics_hold_a_secret(turku: LocalTurku, victim: Machine, tally: Tally) -> None:
     machine = victim
     keys = json.loads(turku.layout.registration_keys.read_text())
