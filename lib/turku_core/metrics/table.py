@@ -220,6 +220,12 @@ STORAGE = (
     Metric("turku_storage_info", "always 1", ("version",), "The release of turku-storage"),
     Metric("turku_storage_machines", "count", (), "Machines whose SSH keys are let in"),
     Metric(
+        "turku_storage_verify_interval_seconds",
+        "seconds",
+        (),
+        "In which time each snapshot is to be proven again",
+    ),
+    Metric(
         "turku_storage_volume_mounted",
         "0 or 1",
         ("volume",),
@@ -314,6 +320,18 @@ STORAGE = (
         _HELD,
         "Which share of the source's files changed or went, so that its expiry is held; no sample "
         "when it isn't",
+    ),
+    Metric(
+        "turku_storage_source_drills_failed",
+        "count",
+        _HELD,
+        "Snapshots of the source whose last restore drill could not be made",
+    ),
+    Metric(
+        "turku_storage_source_last_restored_timestamp_seconds",
+        _SECONDS,
+        _HELD,
+        "When a restore drill last restored all of the source",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Manifests: the checksums of a tree's files, made at the commit, compared at every verification.
+"""Manifests: the checksums of a snapshot's files, made at the commit, compared when it is proven.
 
 The first line tells the version; each other line is a JSON list: the path (surrogateescape'd), the
 digest of the content, the digest of the extended attributes (where fake-super keeps owners, modes
@@ -13,6 +13,7 @@ import io
 import json
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ _DIGEST_BYTES = 16
 _REPORTED_MAX = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """What is known of one file or folder of a tree; `content` is empty for a folder."""
 
@@ -40,11 +41,14 @@ class Line:
 Manifest = dict[str, Line]
 
 
-def make(tree: Path, former: Mapping[str, Line] | None = None) -> Manifest:
+def make(
+    tree: Path, former: Mapping[str, Line] | None = None, *, without_unreadable: bool = False
+) -> Manifest:
     """Return the manifest of a tree.
 
     A file that is the same inode, size and time as in `former` (of the snapshot before, which
-    still exists) isn't read again. Raises OSError for what can't be read.
+    still exists) isn't read again. Raises OSError for what can't be read, unless it is to be left
+    out.
     """
     former = former or {}
     manifest: Manifest = {}
@@ -57,11 +61,17 @@ def make(tree: Path, former: Mapping[str, Line] | None = None) -> Manifest:
             and known.mtime_ns == status.st_mtime_ns
         )
         content = ""
-        if stat.S_ISREG(status.st_mode):
-            content = known.content if same and known is not None else _digest(entry_path)
+        try:
+            if stat.S_ISREG(status.st_mode):
+                content = known.content if same and known is not None else digest(entry_path)
+            attributes = _attributes(entry_path)
+        except OSError:
+            if not without_unreadable:
+                raise
+            continue
         manifest[path] = Line(
             content,
-            _attributes(entry_path),
+            attributes,
             status.st_size if content else 0,
             status.st_mtime_ns,
             status.st_ino,
@@ -114,8 +124,9 @@ def read(path: Path) -> Manifest | None:
             manifest: Manifest = {}
             for raw in file:
                 name, content, attributes, size, mtime_ns, inode = json.loads(raw)
+                attributes = sys.intern(str(attributes))
                 manifest[str(name)] = Line(
-                    str(content), str(attributes), int(size), int(mtime_ns), int(inode)
+                    str(content), attributes, int(size), int(mtime_ns), int(inode)
                 )
             return manifest
     except (OSError, EOFError, ValueError, TypeError, zlib.error):
@@ -137,7 +148,8 @@ def _walk(tree: Path) -> Iterator[tuple[str, str, os.stat_result]]:
                     folders.append(path)
 
 
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
+    """Return the digest of a file's content. Raises OSError, also for a link."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -146,6 +158,11 @@ def _digest(path: str) -> str:
     finally:
         os.close(descriptor)
     return digest.hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a content that is at hand."""
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _attributes(path: str) -> str:
@@ -159,4 +176,4 @@ def _attributes(path: str) -> str:
     for name in names:
         value = os.getxattr(path, name, follow_symlinks=False)
         digest.update(f"{len(name)} {len(value)} ".encode() + os.fsencode(name) + value)
-    return digest.hexdigest()
+    return sys.intern(digest.hexdigest())

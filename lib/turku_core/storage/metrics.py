@@ -24,7 +24,7 @@ from turku_core.storage import holds, slots
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Queue
-from turku_core.storage.records import Record
+from turku_core.storage.records import Record, SourceState
 from turku_core.storage.registration import read_known
 from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings
@@ -54,6 +54,8 @@ class Held:
         last_proven: When one was last proven.
         unproven_since: Since when one that isn't expired or damaged has not been proven.
         held_share: What share of its files changed, from 0 to 1, if its expiry is held for that.
+        drills_failed: How many that aren't expired or damaged could not be proven when tried last.
+        last_restored: When a drill last restored all of the source.
     """
 
     counts: Mapping[str, int]
@@ -63,6 +65,8 @@ class Held:
     last_proven: float | None = None
     unproven_since: float | None = None
     held_share: float | None = None
+    drills_failed: int = 0
+    last_restored: float | None = None
 
 
 def metrics_text(settings: Settings) -> str:
@@ -72,6 +76,8 @@ def metrics_text(settings: Settings) -> str:
     machines = read_known(settings.paths.known_machines).machines
     samples.add("turku_storage_info", 1, version=__version__)
     samples.add("turku_storage_machines", len(machines))
+    interval = settings.cycle.snapshots.total_seconds()
+    samples.add("turku_storage_verify_interval_seconds", interval)
     _add_volumes(samples, settings, catalogue)
     _add_work(samples, settings)
     names = {uuid: machine.unit_name for uuid, machine in machines.items()}
@@ -123,6 +129,8 @@ def _add_source(samples: Samples, held: Held, labels: Mapping[str, str]) -> None
     samples.add(f"{prefix}last_proven_timestamp_seconds", held.last_proven, **labels)
     samples.add(f"{prefix}unproven_since_timestamp_seconds", held.unproven_since, **labels)
     samples.add(f"{prefix}held_changed_ratio", held.held_share, **labels)
+    samples.add(f"{prefix}drills_failed", held.drills_failed, **labels)
+    samples.add(f"{prefix}last_restored_timestamp_seconds", held.last_restored, **labels)
 
 
 def look(
@@ -145,7 +153,7 @@ def look(
         entry = kept.get(place)
         held = None if entry is None or entry.get("stamp") != stamp else _held(entry)
         if held is None:
-            held = summary(catalogue.records(folder)[0])
+            held = summary(catalogue.records(folder)[0], folder.state())
             hold = holds.read(folder).hold
             held = replace(held, held_share=None if hold is None else hold.share)
         if now - max(stamp) > _SETTLED_NANOSECONDS:
@@ -168,9 +176,13 @@ def _stamp(folder: SourceFolder) -> list[int]:
     return times
 
 
-def summary(records: Iterable[Record]) -> Held:
-    """Return what some records, the oldest first, come to."""
-    held = Held(dict.fromkeys(STATES, 0))
+def summary(records: Iterable[Record], state: SourceState) -> Held:
+    """Return what a source's records, the oldest first, and its state come to."""
+    held = Held(
+        dict.fromkeys(STATES, 0),
+        last_proven=_seconds(state.proven_at),
+        last_restored=_seconds(state.restored_at),
+    )
     for record in records:
         held = _together(held, _of_one(record))
     return held
@@ -192,7 +204,11 @@ def _of_one(record: Record) -> Held:
             held, last_success=record.taken_at.timestamp(), last_bytes=record.bytes_total
         )
     if state in ("good", "partial"):
-        held = replace(held, unproven_since=_seconds(record.proven_at or record.taken_at))
+        held = replace(
+            held,
+            unproven_since=_seconds(record.proven_at or record.taken_at),
+            drills_failed=int(record.unproven is not None),
+        )
     return held
 
 
@@ -205,19 +221,19 @@ def _together(first: Held, second: Held) -> Held:
         last_success=newer.last_success,
         last_bytes=newer.last_bytes,
         stored_bytes=first.stored_bytes + second.stored_bytes,
-        last_proven=max(
-            (held.last_proven for held in (first, second) if held.last_proven is not None),
-            default=None,
-        ),
+        last_proven=_latest(first.last_proven, second.last_proven),
         unproven_since=min(
             (held.unproven_since for held in (first, second) if held.unproven_since is not None),
             default=None,
         ),
-        held_share=max(
-            (held.held_share for held in (first, second) if held.held_share is not None),
-            default=None,
-        ),
+        held_share=_latest(first.held_share, second.held_share),
+        drills_failed=first.drills_failed + second.drills_failed,
+        last_restored=_latest(first.last_restored, second.last_restored),
     )
+
+
+def _latest(*times: float | None) -> float | None:
+    return max((time for time in times if time is not None), default=None)
 
 
 def _seconds(moment: datetime | None) -> float | None:
@@ -250,6 +266,8 @@ def _held(entry: Mapping[str, Any]) -> Held | None:
             last_proven=_kept_number(entry, "last_proven"),
             unproven_since=_kept_number(entry, "unproven_since"),
             held_share=_kept_number(entry, "held_share"),
+            drills_failed=fields.integer(fields.required(entry, "drills_failed"), "drills_failed"),
+            last_restored=_kept_number(entry, "last_restored"),
         )
     except FieldError:
         return None

@@ -255,7 +255,9 @@ class Operator:
                     verification_report(verdict.record), self._now
                 )
                 error = verdict.damaged
-                proven = error is None
+                if verdict.failed is not None:
+                    error = f"could not be checked: {verdict.failed}"
+                proven = verdict.proven
             except (TurkuError, OSError) as problem:
                 error = f"could not be checked: {problem}"
             name = self._names.get(record.machine, record.machine)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ class Record:
     `taken_at` is when its session began, `time_end` when the mirror was frozen. `bytes_total` and
     `files_total` describe the tree, `bytes_stored` what the snapshot added to the volume.
     `partial` says that some files could not be read, with `summary` saying which. `damaged` is
-    the reason why a verification failed, and None otherwise. `previous_at` is when the snapshot
-    before it was taken, which may be gone since: so an absence can be told from a history thinned
-    by the policy. `entries` counts what isn't a folder. `files_changed` of the `files_before` of
-    the snapshot before were changed or removed; `switched_mode` says that the machine or the API
-    asked for another mode, and `suspicious` why expiry is held (see `holds`). `recovered` means
-    that the record was lost and rebuilt. `protected` ones (an administrator's, of the old layout)
-    never expire. `removing` means that removal has begun: such a record is never listed.
+    the reason why a verification failed, and None otherwise. `proven_at` is when a restore drill
+    last succeeded, `checked_at` when every byte was last read, and `unproven` the reason why the
+    last try to prove it came to nothing, which says nothing of the snapshot. `previous_at` is when
+    the snapshot before it was taken, which may be gone since: so an absence can be told from a
+    history thinned by the policy. `entries` counts what isn't a folder. `files_changed` of the
+    `files_before` of the snapshot before were changed or removed; `switched_mode` says that the
+    machine or the API asked for another mode, and `suspicious` why expiry is held (see `holds`).
+    `recovered` means that the record was lost and rebuilt. `protected` ones (an administrator's, of
+    the old layout) never expire. `removing` means that removal has begun: such a record is never
+    listed.
     """
 
     machine: str
@@ -57,6 +60,7 @@ class Record:
     expired_at: datetime | None = None
     proven_at: datetime | None = None
     checked_at: datetime | None = None
+    unproven: str | None = None
     damaged: str | None = None
     recovered: bool = False
     protected: bool = False
@@ -100,7 +104,8 @@ class SourceState:
     in which a pull wrote to the mirror that wasn't synced yet. `compared_at` is when the records
     were last compared with what the repository lists. `wish` is what was last asked for from
     outside of how to keep snapshots, and `switched` says that it has since changed the mode that
-    pulls into the mirror.
+    pulls into the mirror. `proven_at` is when a drill of a snapshot last succeeded, and
+    `restored_at` when one last restored all of the source; the snapshot may be gone since.
     """
 
     path: str | None = None
@@ -114,6 +119,21 @@ class SourceState:
     compared_at: datetime | None = None
     wish: str | None = None
     switched: bool = False
+    proven_at: datetime | None = None
+    restored_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """The time in which everything comes round.
+
+    Attributes:
+        snapshots: In which each snapshot, and so each source, is drilled, and then read.
+        whole: In which each source is restored whole.
+    """
+
+    snapshots: timedelta = timedelta(days=30)
+    whole: timedelta = timedelta(days=180)
 
 
 def time_of_id(snapshot: str) -> datetime | None:

@@ -15,6 +15,7 @@ from turku_core.credentials import KeyFormatError, PublicKey
 from turku_core.errors import ConfigurationError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import DEFAULT_RETENTION, Auth, StorageLogin, retention
+from turku_core.storage.records import Cycle
 from turku_core.storage.volumes import Volume
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ class Settings:
         commits_at_once: How many snapshots the worker makes at once.
         expiry_floor: How many of a source's newest good snapshots are never expired.
         expiry_grace: How long an expired snapshot is kept before it is removed.
-        verify_interval: How often each snapshot is verified.
+        cycle: In which time every snapshot and every source is proven again.
         io_timeout: Seconds without a byte after which a pull is given up.
         log_level: From which level on the unit logs; None: warnings, and of sessions what they do.
     """
@@ -143,7 +144,7 @@ class Settings:
     commits_at_once: int
     expiry_floor: int
     expiry_grace: timedelta
-    verify_interval: timedelta
+    cycle: Cycle
     io_timeout: int
     log_level: str | None
 
@@ -202,7 +203,10 @@ def read_settings(root: Path) -> Settings:
         commits_at_once=read("commits_at_once", _count(1, 64), 2),
         expiry_floor=read("expiry_floor", _count(1, 1000), 3),
         expiry_grace=timedelta(days=read("expiry_grace_days", _days, 7.0)),
-        verify_interval=timedelta(days=read("verify_interval_days", _days, 30.0)),
+        cycle=Cycle(
+            timedelta(days=read("verify_interval_days", _days, 30.0)),
+            timedelta(days=read("whole_drill_interval_days", _days, 180.0)),
+        ),
         io_timeout=read("io_timeout_seconds", _count(1, 86400), 600),
         log_level=read("log_level", fields.log_level, None),
     )

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 MIRROR = "mirror"
 """The name under which a bare mirror can be restored."""
 
+MANIFEST_SUFFIX = ".manifest.gz"
+
 _LOCK_PAUSE_SECONDS = 0.1
 
 
@@ -89,8 +91,8 @@ class SourceFolder:
         return self.snapshots / snapshot
 
     def manifest(self, snapshot: str) -> Path:
-        """The checksums of one snapshot's files, for the tree modes."""
-        return self.snapshots / f"{snapshot}.manifest.gz"
+        """The checksums of one snapshot's files, taken when it was made."""
+        return self.snapshots / f"{snapshot}{MANIFEST_SUFFIX}"
 
     @property
     def changes(self) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -44,7 +45,8 @@ from turku_core.storage.registration import (
 from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
-from turku_core.storage.source_folder import SourceBusy, SourceFolder
+from turku_core.storage.source_folder import SourceBusy
+from turku_core.storage.verification import Step
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ RECOVER_SECONDS = 600.0
 EXPIRY_SECONDS = 3600.0
 VERIFY_SECONDS = 10.0
 VERIFY_IDLE_SECONDS = 600.0
-VERIFY_PLANNED = 50
+VERIFY_PLAN_SECONDS = 600.0
 VERIFY_PUT_OFF_SECONDS = 3600.0
 STOP_SECONDS = 2.0
 KILL_SECONDS = 2.0
@@ -159,7 +161,8 @@ class Worker:
         self._refused = False
         self._is_only_late = True
         self._put_off: dict[tuple[str, str, str], float] = {}
-        self._to_verify: deque[tuple[SourceFolder, Record]] = deque()
+        self._to_verify: deque[Step] = deque()
+        self._planned_at = -math.inf
 
     # What each loop does in one round. A round returns the seconds until the next.
 
@@ -246,42 +249,44 @@ class Worker:
         return EXPIRY_SECONDS
 
     def verify_round(self) -> float:
-        """Verify the snapshot that is due first."""
-        if not self._to_verify:
-            self._to_verify = self._plan_verification()
-        if not self._to_verify:
+        """Prove the snapshot that is due first. Raises TurkuError when that can't be done."""
+        step = self._next_to_verify()
+        if step is None:
             return VERIFY_IDLE_SECONDS
-        folder, record = self._to_verify.popleft()
+        record = step.record
         # Until it has been checked it isn't planned again: it must not keep the others out.
         self._put_off[_key(record)] = time.monotonic() + VERIFY_PUT_OFF_SECONDS
         try:
             verdict = verification.verify(
-                self._catalogue, folder, record, self._environment, self._clock()
-            )
+                self._catalogue, step.folder, record, self._environment, self._clock(),
+                depth=step.depth,
+                # What fails while this worker ends may have been ended with it.
+                interrupted=lambda: self._stop.wait(STOP_SECONDS),
+            )  # fmt: skip
         except (SourceBusy, NoSuchSnapshot):
             return VERIFY_SECONDS
-        del self._put_off[_key(record)]
         self._spool.add(verification_report(verdict.record), self._clock())
-        if verdict.damaged is not None:
+        if not verdict.proven:
+            what = "is damaged" if verdict.failed is None else "could not be proven"
             raise TurkuError(
-                f"Snapshot {record.id} of source {record.source} of machine {record.machine} is "
-                f"damaged: {verdict.damaged}"
+                f"Snapshot {record.id} of source {record.source} of machine {record.machine} "
+                f"{what}: {verdict.failed or verdict.damaged}"
             )
+        del self._put_off[_key(record)]
         return VERIFY_SECONDS
 
-    def _plan_verification(self) -> deque[tuple[SourceFolder, Record]]:
-        """Return the snapshots to verify next; all records are read for it, so not each time."""
-        left = [each for each in self._catalogue.listing().records if not self._is_put_off(each[1])]
-        planned: deque[tuple[SourceFolder, Record]] = deque()
-        while len(planned) < VERIFY_PLANNED:
-            found = verification.next_to_verify(
-                left, self._clock(), interval=self._settings.verify_interval
-            )
-            if found is None:
-                break
-            left.remove(found)
-            planned.append(found)
-        return planned
+    def _next_to_verify(self) -> Step | None:
+        """Return what is due first; all records are read to know it, so not each time."""
+        if time.monotonic() >= self._planned_at + VERIFY_PLAN_SECONDS or not self._to_verify:
+            records = self._catalogue.listing().records
+            steps = verification.plan(records, self._clock(), self._settings.cycle)
+            self._to_verify = deque(steps)
+            self._planned_at = time.monotonic()
+        while self._to_verify:
+            step = self._to_verify.popleft()
+            if not self._is_put_off(step.record):
+                return step
+        return None
 
     def _is_put_off(self, record: Record) -> bool:
         return self._put_off.get(_key(record), 0.0) > time.monotonic()
@@ -404,7 +409,7 @@ def _key(record: Record) -> tuple[str, str, str]:
 def expiry_report(change: expiry.Change) -> Report:
     """Return what the API is to be told of one thing that expiry did."""
     record = change.record
-    state = SnapshotState(record.id, change.state)
+    state = _state(record, change.state)
     return Report(record.machine, {record.source: SourceUpdate(None, (state,))})
 
 
@@ -424,12 +429,16 @@ def release_report(folder: SourceFolder, records: Sequence[Record]) -> Report:
 
 def _state_of(record: Record) -> SnapshotState:
     state = "committed" if record.expired_at is None else "expired"
-    proven_at = None if record.proven_at is None else record.proven_at.timestamp()
+    return _state(record, state if record.damaged is None else "damaged")
+
+
+def _state(record: Record, state: str) -> SnapshotState:
+    """Return all that the API knows of a snapshot: what isn't said again is forgotten there."""
     return SnapshotState(
         record.id,
-        state if record.damaged is None else "damaged",
-        proven_at,
-        record.damaged,
+        state,
+        proven_at=None if record.proven_at is None else record.proven_at.timestamp(),
+        error=summary_text(record.damaged or record.unproven or "") or None,
     )
 
 

@@ -255,20 +255,6 @@ def test_damage_to_a_repository_is_found(tmp_path: Path) -> None:
     assert verify(unit, place, record).damaged is not None
 
 
-def test_every_snapshot_comes_round(tmp_path: Path) -> None:
-    unit, _ = make_backups(tmp_path, "link-dest", 4)
-    order = []
-    for number in range(9):
-        now = START + (10 + number) * DAY
-        found = verification.next_to_verify(
-            unit.catalogue.listing().records, now, interval=timedelta(days=4)
-        )
-        if found is not None:
-            verification.verify(unit.catalogue, *found, unit.environment, now)
-            order.append(found[1].id[6:8])
-    assert order == ["08", "07", "06", "05", "08", "07", "06", "05", "08"]
-
-
 def test_the_old_layout_is_restored_verified_and_expired_with_the_new(tmp_path: Path) -> None:
     unit, _ = make_backups(tmp_path, "link-dest", 3)
     old = unit.volume.path / MACHINE / "docs.snapshots"

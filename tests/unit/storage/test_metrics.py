@@ -18,7 +18,7 @@ from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.metrics import Held, look, metrics_text, summary
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Job, Queue
-from turku_core.storage.records import Record
+from turku_core.storage.records import Record, SourceState
 from turku_core.storage.settings import Settings, read_settings
 from turku_core.storage.source_folder import SourceFolder
 
@@ -89,9 +89,10 @@ def test_snapshots_come_to_counts_and_times() -> None:
             record(0, expired_at=START + 9 * DAY, proven_at=START + 8 * DAY),
             record(1, damaged="A file differs."),
             record(2, proven_at=START + 5 * DAY),
-            record(3, partial=True),
-            record(4, damaged="Another."),
-        ]
+            record(3, partial=True, unproven="There is no room."),
+            record(4, damaged="Another.", unproven="There is no room."),
+        ],
+        SourceState(proven_at=START + 7 * DAY, restored_at=START + 6 * DAY),
     ) == Held(
         counts={"good": 1, "partial": 1, "damaged": 2, "expired": 1},
         last_success=(START + 3 * DAY).timestamp(),
@@ -99,11 +100,18 @@ def test_snapshots_come_to_counts_and_times() -> None:
         stored_bytes=50,
         last_proven=(START + 8 * DAY).timestamp(),
         unproven_since=(START + 3 * DAY).timestamp(),
+        drills_failed=1,
+        last_restored=(START + 6 * DAY).timestamp(),
     )
 
 
+def test_when_a_source_was_proven_is_known_when_the_snapshot_is_gone() -> None:
+    held = summary([record(0)], SourceState(proven_at=START + 7 * DAY))
+    assert held.last_proven == (START + 7 * DAY).timestamp()
+
+
 def test_a_source_without_a_snapshot_has_only_counts() -> None:
-    assert summary([]) == Held(dict.fromkeys(("good", "partial", "damaged", "expired"), 0))
+    assert summary([], SourceState()) == Held(dict.fromkeys(("good", "partial", "damaged", "expired"), 0))
 
 
 def test_a_source_on_a_volume_is_measured(settings: Settings, catalogue: Catalogue) -> None:
@@ -131,7 +139,9 @@ def test_a_source_on_a_volume_is_measured(settings: Settings, catalogue: Catalog
     assert sample(text, f"{prefix}stored_bytes", labels) == 20
     assert f"{prefix}last_proven" not in text
     assert sample(text, f"{prefix}unproven_since_timestamp_seconds") == START.timestamp()
+    assert sample(text, f"{prefix}drills_failed", labels) == 0
     assert sample(text, "turku_storage_machines") == 1
+    assert sample(text, "turku_storage_verify_interval_seconds") == 30 * 24 * 3600
 
 
 def test_a_volume_says_how_full_it_is_and_one_that_is_away_only_that(settings: Settings) -> None:

@@ -76,17 +76,25 @@ def test_each_change_of_an_expiry_is_reported(tmp_path: Path) -> None:
     }
 
 
+def test_an_expiry_says_again_what_is_known_of_the_snapshot(tmp_path: Path) -> None:
+    known = replace(RECORD, proven_at=NOW, unproven="there is no room")
+    report = expiry_report(Change(folder(tmp_path), known, "committed"))
+    [snapshot] = report.sources["docs"].snapshots
+    assert (snapshot.proven_at, snapshot.error) == (NOW.timestamp(), "there is no room")
+
+
 @pytest.mark.parametrize(
     ("record", "state"),
     [
         (replace(RECORD, proven_at=NOW), "committed"),
         (replace(RECORD, expired_at=NOW), "expired"),
         (replace(RECORD, damaged="one is wrong"), "damaged"),
+        (replace(RECORD, unproven="there is no room"), "committed"),
     ],
 )
 def test_a_verification_is_reported_with_its_result(record: Record, state: str) -> None:
     [snapshot] = verification_report(record).sources["docs"].snapshots
-    assert (snapshot.state, snapshot.error) == (state, record.damaged)
+    assert (snapshot.state, snapshot.error) == (state, record.damaged or record.unproven)
     assert snapshot.proven_at == (None if record.proven_at is None else NOW.timestamp())
 
 
@@ -100,7 +108,7 @@ def test_prior_art_25_a_snapshot_that_can_not_be_checked_keeps_no_other_out(
     class Listed:
         records = listing
 
-    def check(_catalogue: Any, _folder: Any, record: Record, *_: Any) -> Any:
+    def check(_catalogue: Any, _folder: Any, record: Record, *_: Any, **_by_name: Any) -> Any:
         checked.append(record.id)
         raise TurkuError("borg is broken")
 

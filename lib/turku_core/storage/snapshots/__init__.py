@@ -195,7 +195,8 @@ class Mode(ABC):
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Make the snapshot of a frozen state, again and again with the same result.
 
-        Returns the record, which the caller writes after syncing the volume.
+        With it come the checksums of its files, against which it is proven later. Returns the
+        record, which the caller writes after syncing the volume.
         """
 
     @abstractmethod
@@ -223,10 +224,6 @@ class Mode(ABC):
     @abstractmethod
     def verify(self, folder: SourceFolder, record: Record) -> str | None:
         """Check the snapshot's data; return what is damaged, or None. Raises SnapshotError."""
-
-    @abstractmethod
-    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
-        """Return up to `count` files of the snapshot, by relative path, with their SHA-256."""
 
     @abstractmethod
     def tidy(self, folder: SourceFolder) -> None:

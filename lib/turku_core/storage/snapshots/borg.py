@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import re
 import socket
 import tempfile
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from turku_core.configuration import ensure_private_folder
-from turku_core.storage import programs
+from turku_core.storage import manifest, programs
 from turku_core.storage.records import SNAPSHOT_ID, Pending, Record
 from turku_core.storage.snapshots import SnapshotError
+from turku_core.storage.snapshots.trees import write_manifest
 from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import MIRROR, SourceFolder
 
@@ -45,7 +45,12 @@ class Borg(WaitingMirrorMode):
     name = "borg"
 
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
-        """Make the archive, unless a commit before a crash has made it."""
+        """Make the archive, unless a commit before a crash has made it.
+
+        What is stored is proven later against checksums that borg has no hand in. What can't be
+        read has none: borg then warns.
+        """
+        write_manifest(folder, pending.record, folder.mirror, without_unreadable=True)
         record = replace(pending.record, archive=archive_name(folder, pending.record.id))
         with self._writing(folder) as held:
             self._make_repository(folder, held)
@@ -162,35 +167,11 @@ class Borg(WaitingMirrorMode):
                 raise SnapshotError(f"{folder.label}: borg could not check: {_words(checked)}")
             if checked.code != 0:
                 return f"borg {command[1]}: {_words(checked)}"
+        if manifest.read(folder.manifest(record.id)) is None:
+            # An archive of an earlier release; from now on it has checksums too.
+            with self.open_for_restore(folder, record) as tree:
+                manifest.write(folder.manifest(record.id), manifest.make(tree))
         return None
-
-    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
-        """Draw files from the archive's list, with the digests that borg reads for them."""
-        listing = ["borg", "list", "--json-lines", *_common()]
-        archive = _archive(folder, record)
-        with _reading(folder) as held:
-            command = [*listing, "--format={size}", archive]
-            listed = self._checked(folder, command, held=held)
-        chosen: _Paths = []
-        seen = 0
-        for line in listed.stdout.splitlines():
-            item = json.loads(line)
-            # The further names of a hard-linked file have mode "h...", and no digest of their own.
-            if not item["mode"].startswith("-"):
-                continue
-            seen += 1
-            if len(chosen) < count:
-                chosen.append(item["path"])
-            elif (place := random.randrange(seen)) < count:
-                chosen[place] = item["path"]
-        if not chosen:
-            return {}
-        patterns = [f"pf:{path}" for path in chosen]
-        with _reading(folder) as held:
-            command = [*listing, "--format={sha256}", archive, *patterns]
-            digests = self._checked(folder, command, held=held).stdout.splitlines()
-        items = [json.loads(line) for line in digests]
-        return {item["path"].removeprefix(f"{MIRROR}/"): item["sha256"] for item in items}
 
     @contextmanager
     def _writing(self, folder: SourceFolder) -> Iterator[int]:
@@ -246,9 +227,6 @@ class Borg(WaitingMirrorMode):
         done = self._run(folder, command, held=held)
         _check(folder, done)
         return done
-
-
-_Paths = list[str]
 
 
 def _reading(folder: SourceFolder) -> AbstractContextManager[int]:

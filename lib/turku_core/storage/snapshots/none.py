@@ -10,7 +10,7 @@ from pathlib import Path
 from turku_core.storage import manifest, programs
 from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import SnapshotError
-from turku_core.storage.snapshots.trees import sample_of_tree
+from turku_core.storage.snapshots.trees import write_manifest
 from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import Readable, SourceFolder
 
@@ -23,8 +23,7 @@ class Nothing(WaitingMirrorMode):
 
     def commit(self, folder: SourceFolder, pending: Pending) -> Record:
         """Write the mirror's checksums."""
-        listed = manifest.make(folder.mirror)
-        manifest.write(folder.manifest(pending.record.id), listed)
+        _, listed = write_manifest(folder, pending.record, folder.mirror)
         record = self._with_changes(folder, pending.record)
         return replace(record, files_total=record.files_total or len(listed))
 
@@ -62,10 +61,6 @@ class Nothing(WaitingMirrorMode):
             return manifest.compare(folder.mirror, known)
         except OSError as error:
             return f"It can't be read: {error}."
-
-    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
-        """Draw files from the mirror at random."""
-        return sample_of_tree(folder.mirror, count)
 
     def tidy(self, folder: SourceFolder) -> None:
         """Do nothing: there is only the mirror."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-import stat
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +12,7 @@ from pathlib import Path
 from turku_core.storage import changes, manifest
 from turku_core.storage.records import Pending, Record, time_of_id
 from turku_core.storage.snapshots import Mode, SnapshotError
-from turku_core.storage.source_folder import SourceFolder
+from turku_core.storage.source_folder import MANIFEST_SUFFIX, SourceFolder
 
 
 class TreeMode(Mode):
@@ -25,10 +22,7 @@ class TreeMode(Mode):
         """Make sure the tree is set apart, and write its checksums."""
         self._freeze(folder, pending)
         record = pending.record
-        tree = self._tree(folder, record)
-        former = newest_manifest(folder, before=record.id)
-        listed = manifest.make(tree, former)
-        manifest.write(folder.manifest(record.id), listed)
+        former, listed = write_manifest(folder, record, self._tree(folder, record))
         record = replace(record, files_total=record.files_total or len(listed))
         if former is None:
             return record
@@ -82,10 +76,6 @@ class TreeMode(Mode):
         except OSError as error:
             return f"It can't be read: {error}."
 
-    def sample(self, folder: SourceFolder, record: Record, count: int) -> dict[str, str]:
-        """Draw files from the tree at random."""
-        return sample_of_tree(self._tree(folder, record), count)
-
     def survived_power_cut(self, folder: SourceFolder, pending: Pending) -> bool:
         """Say no: nothing was synced since it was frozen."""
         return False
@@ -95,37 +85,29 @@ class TreeMode(Mode):
         """Return where the snapshot's tree is."""
 
 
+def write_manifest(
+    folder: SourceFolder, record: Record, tree: Path, *, without_unreadable: bool = False
+) -> tuple[manifest.Manifest | None, manifest.Manifest]:
+    """Write the checksums of a new snapshot's tree; return those before, if any, and these.
+
+    What hasn't changed since the snapshot before isn't read again. Raises OSError.
+    """
+    former = newest_manifest(folder, before=record.id)
+    listed = manifest.make(tree, former, without_unreadable=without_unreadable)
+    manifest.write(folder.manifest(record.id), listed)
+    return former, listed
+
+
 def newest_manifest(folder: SourceFolder, before: str) -> manifest.Manifest | None:
-    """Return the manifest of the newest tree before one, whose inodes are still its own."""
+    """Return the manifest of the newest snapshot before one.
+
+    What has kept its inode since, in that snapshot's tree or in the mirror, hasn't changed.
+    """
     ids = [
         name
-        for name in os.listdir(folder.snapshots)
-        if time_of_id(name) is not None and name < before and folder.manifest(name).is_file()
+        for each in os.listdir(folder.snapshots)
+        if (name := each.removesuffix(MANIFEST_SUFFIX)) != each
+        and time_of_id(name) is not None
+        and name < before
     ]
     return manifest.read(folder.manifest(max(ids))) if ids else None
-
-
-def sample_of_tree(tree: Path, count: int) -> dict[str, str]:
-    """Return up to `count` files of a tree, drawn at random, with their SHA-256."""
-    chosen: list[str] = []
-    seen = 0
-    for folder, _, files in os.walk(tree):
-        for name in files:
-            path = os.path.join(folder, name)
-            if not stat.S_ISREG(os.lstat(path).st_mode):
-                continue
-            seen += 1
-            if len(chosen) < count:
-                chosen.append(path)
-            elif (place := random.randrange(seen)) < count:
-                chosen[place] = path
-    return {os.path.relpath(path, tree): digest_of_file(path) for path in chosen}
-
-
-def digest_of_file(path: str) -> str:
-    """Return the SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1024 * 1024):
-            digest.update(block)
-    return digest.hexdigest()
