@@ -248,6 +248,8 @@ class TurkuStorageCharm(ops.CharmBase):
                 "slots": options.slots,
                 "snapshot_mode": options.unit_mode,
                 "ssh_ping_host": host,
+                "verify_interval_days": options.verify_interval_days,
+                "whole_drill_interval_days": options.whole_drill_interval_days,
                 "volumes": {
                     volume.name: to_config(
                         volume, options.high_water_mark, options.btrfs_volume_mode

@@ -23,6 +23,8 @@ class StorageOptions:
     slots: int
     expiry_floor: int
     expiry_grace_days: int
+    verify_interval_days: int
+    whole_drill_interval_days: int
     public_address: str
     log_level: str
 
@@ -32,6 +34,9 @@ class StorageOptions:
         _check("slots", self.slots, _integer(1, 1000), "10")
         _check("expiry-floor", self.expiry_floor, _integer(1, 1000), "3")
         _check("expiry-grace-days", self.expiry_grace_days, _integer(0, 36500), "7")
+        _check("verify-interval-days", self.verify_interval_days, _integer(1, 36500), "30")
+        days = self.whole_drill_interval_days
+        _check("whole-drill-interval-days", days, _integer(1, 36500), "180")
         _check("log-level", self.log_level, _level, "warning")
         if self.public_address:
             _check("public-address", self.public_address, fields.host, "storage.example.com")

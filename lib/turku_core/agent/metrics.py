@@ -60,3 +60,10 @@ def _add_status(samples: Samples, status: Status) -> None:
         samples.add(f"{prefix}failures", each.failures, source=name)
         samples.add(f"{prefix}last_proven_timestamp_seconds", each.last_proven, source=name)
         samples.add(f"{prefix}held", int(bool(each.held)), source=name)
+        if each.unproven is not None:
+            samples.add(
+                f"{prefix}unproven_since_timestamp_seconds",
+                each.unproven_since,
+                source=name,
+                kind=each.unproven,
+            )

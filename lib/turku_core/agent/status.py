@@ -111,7 +111,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
                 human_time(each.last_good),
                 human_time(each.next_due),
                 human_time(each.last_proven),
-                " ".join(filter(None, (each.problem, each.held))),
+                " ".join(filter(None, (each.problem, each.held, each.unproven_reason))),
             )
             for name, each in status.sources.items()
         ],

@@ -36,7 +36,15 @@ from turku_core.api.models import (
     Source,
     StorageUnit,
 )
-from turku_core.api.overdue import Behind, examine, find_behind, first_line, with_last_failure
+from turku_core.api.overdue import (
+    Behind,
+    examine,
+    find_behind,
+    first_line,
+    wanted_sources,
+    with_last_failure,
+)
+from turku_core.api.proofs import Unproven, find_unproven, worst_by_source
 from turku_core.api.states import machine_state, source_state, storage_state
 from turku_core.commandline import human_duration, human_size
 from turku_core.errors import TurkuError
@@ -151,6 +159,7 @@ class SourcesOfMachine(AnyInline):
         "storage",
         "last_success_at",
         "next_due_at",
+        "last_proven_at",
         "paused",
         "published",
     )
@@ -264,7 +273,7 @@ class MachineAdmin(ReadOnlyAdmin):
 
 
 class AttentionFilter(admin.SimpleListFilter):
-    """Sources that are overdue, failing or missed."""
+    """Sources that are overdue, failing, missed or unproven."""
 
     title = "attention"
     parameter_name = "attention"
@@ -276,6 +285,7 @@ class AttentionFilter(admin.SimpleListFilter):
             ("overdue", "overdue"),
             ("failing", "failing"),
             ("missed", "missed its window"),
+            ("unproven", "damaged or not proven"),
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -283,8 +293,10 @@ class AttentionFilter(admin.SimpleListFilter):
         chosen = self.value()
         if chosen is None:
             return queryset
-        behind = find_behind(clock.now())
-        keys = [each.source.pk for each in behind if chosen in ("any", each.kind.value)]
+        now = clock.now()
+        keys = {each.source.pk for each in find_behind(now) if chosen in ("any", each.kind.value)}
+        if chosen in ("any", "unproven"):
+            keys |= worst_by_source(find_unproven(now)).keys()
         return queryset.filter(pk__in=keys)
 
 
@@ -292,12 +304,16 @@ class SourceList(ChangeList):
     """A page of sources, looked at together for what is behind."""
 
     def get_results(self, request: HttpRequest) -> None:
-        """Note on each source of the page in which way it is behind."""
+        """Note on each source of the page in which way it is behind or not proven."""
         super().get_results(request)
         # Evaluated once: the same objects are shown.
-        behind = examine(self.result_list, clock.now())
+        now = clock.now()
+        behind = examine(self.result_list, now)
+        shown = wanted_sources().filter(pk__in=[source.pk for source in self.result_list])
+        unproven = worst_by_source(find_unproven(now, shown))
         for source in self.result_list:
             source.behind = behind.get(source.pk)
+            source.unproven = unproven.get(source.pk)
 
 
 @admin.register(Source)
@@ -312,6 +328,7 @@ class SourceAdmin(ReadOnlyAdmin):
         "storage",
         "last_success_at",
         "next_due_at",
+        "last_proven_at",
     )
     list_display_links = ("name",)
     list_filter = (AttentionFilter, "paused", "published", "storage", "shared_service")
@@ -337,9 +354,13 @@ class SourceAdmin(ReadOnlyAdmin):
     def attention(self, source: Any) -> str:
         """Return the sentence."""
         behind: Behind | None = source.behind
-        if behind is None:
-            return "–"
-        return _wide(f"{behind.kind.value}: {behind.reason}")
+        unproven: Unproven | None = source.unproven
+        words = []
+        if behind is not None:
+            words.append(f"{behind.kind.value}: {behind.reason}")
+        if unproven is not None:
+            words.append(f"{unproven.kind.value}: {unproven.reason}")
+        return _wide(" ".join(words)) if words else "–"
 
     @admin.action(description="Pause: no more backups until resumed", permissions=["operate"])
     def pause(self, request: HttpRequest, chosen: QuerySet[Source]) -> None:
@@ -505,6 +526,7 @@ class SnapshotAdmin(ReadOnlyAdmin):
         "partial",
         "stored",
         "proven_at",
+        "what",
         "reported_at",
     )
     list_filter = ("state", "partial", "storage", SourceOfRecordFilter)
@@ -515,6 +537,11 @@ class SnapshotAdmin(ReadOnlyAdmin):
     def stored(self, snapshot: Snapshot) -> str | None:
         """Return what it takes up on the volume."""
         return _unbroken(human_size(snapshot.bytes_stored))
+
+    @admin.display(description="what is wrong")
+    def what(self, snapshot: Snapshot) -> str:
+        """Return the first line of what its last verification found."""
+        return _wide(first_line(snapshot.error, 80))
 
 
 @admin.register(Hold)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Max
 from django.utils import timezone
 
 from turku_core.api import due, holds, logins, overdue, states
-from turku_core.api.models import Machine, Snapshot, SnapshotState, Source
+from turku_core.api.models import Machine, Source
+from turku_core.api.proofs import Unproven, find_unproven, worst_by_source
 from turku_core.protocol.messages import MachineLogin
 from turku_core.protocol.status import SourceStatus, statuses_to_json
 
@@ -31,24 +31,19 @@ def statuses_of(machine: Machine, now: datetime) -> dict[str, SourceStatus]:
     named = machine.sources.filter(published=True).select_related("machine", "storage")
     sources = list(overdue.with_last_failure(named).order_by("name"))
     behind = overdue.examine(sources, now.astimezone(timezone.get_default_timezone()))
-    proven = _last_proven(machine)
+    unproven = worst_by_source(find_unproven(now, overdue.wanted_sources().filter(machine=machine)))
     held = holds.reasons(sources)
     return {
         source.name: replace(
-            _status(source, behind.get(source.pk), proven.get(source.pk), now),
+            _status(source, behind.get(source.pk), unproven.get(source.pk), now),
             held=held.get(source.pk, ""),
         )
         for source in sources
     }
 
 
-def _last_proven(machine: Machine) -> dict[int, datetime | None]:
-    held = Snapshot.objects.filter(source__machine=machine).exclude(state=SnapshotState.REMOVED)
-    return dict(held.order_by().values_list("source").annotate(Max("proven_at")))
-
-
 def _status(
-    source: Source, behind: overdue.Behind | None, proven: datetime | None, now: datetime
+    source: Source, behind: overdue.Behind | None, unproven: Unproven | None, now: datetime
 ) -> SourceStatus:
     last_good = due.last_success_of(source)
     problem = source.problem
@@ -67,9 +62,16 @@ def _status(
         overdue_since=None if behind is None else behind.since,
         problem=problem,
         failures=source.failures,
-        last_proven=proven,
+        last_proven=source.last_proven_at,
         requested=source.requested_at is not None,
+        unproven=None if unproven is None else unproven.kind.value,
+        unproven_since=None if unproven is None else unproven.since,
+        unproven_reason="" if unproven is None else _reason(unproven),
     )
+
+
+def _reason(unproven: Unproven) -> str:
+    return f"Snapshot {unproven.snapshot.name}: {unproven.reason}"
 
 
 def _unwanted_state(source: Source) -> str:

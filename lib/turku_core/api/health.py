@@ -16,8 +16,10 @@ from enum import IntEnum
 from django.db.models import Q
 
 from turku_core.api.holds import wanted_holds
-from turku_core.api.models import Machine, Snapshot, SnapshotState, Source, StorageUnit
+from turku_core.api.models import Machine, Source, StorageUnit
 from turku_core.api.overdue import Behind, Kind, find_behind, wanted_machines, wanted_sources
+from turku_core.api.proofs import Kind as Unprovenness
+from turku_core.api.proofs import find_unproven
 from turku_core.commandline import human_time
 
 BEHIND_CRITICAL = timedelta(hours=24)
@@ -27,9 +29,6 @@ MACHINE_NOT_SEEN = timedelta(hours=24)
 STORAGE_NOT_SEEN_WARNING = timedelta(minutes=30)
 STORAGE_NOT_SEEN_CRITICAL = timedelta(hours=2)
 SPACE_CRITICAL_PERCENT = 95
-UNPROVEN = timedelta(days=60)
-"""Twice the interval in which storage units prove that a snapshot can be restored."""
-
 LINES_MAX = 10
 """How many of one kind are named; the rest is counted."""
 
@@ -209,24 +208,15 @@ def _check_space(units: Sequence[StorageUnit]) -> Check:
 def _check_snapshots(now: datetime) -> Check:
     """Look for snapshots that are damaged, or that nobody has proven for too long.
 
-    Units that prove no snapshots (they speak v1 alone) report none, and are not held to it.
+    A drill that can't be made is like a backup that fails: critical after a day.
     """
-    held = Snapshot.objects.filter(
-        source__in=wanted_sources(), storage__isnull=False, storage__paused=False
-    ).select_related("storage")
-    old = now - UNPROVEN
-    unproven = Q(state=SnapshotState.COMMITTED, taken_at__lt=old) & (
-        Q(proven_at=None) | Q(proven_at__lt=old)
-    )
     problems = []
-    for snapshot in held.filter(Q(state=SnapshotState.DAMAGED) | unproven):
-        if snapshot.state == SnapshotState.DAMAGED:
-            why = f"Damaged: {snapshot.error or 'no reason was given'}"
-            problems.append(Problem(State.CRITICAL, str(snapshot), why))
-        else:
-            proven = human_time(snapshot.proven_at) or "never"
-            why = f"Last proven {proven}: look at turku-storage-worker on {snapshot.storage_name}."
-            problems.append(Problem(State.WARNING, str(snapshot), why))
+    for each in find_unproven(now):
+        is_critical = each.kind is Unprovenness.DAMAGED or (
+            each.kind is Unprovenness.FAILED and now - each.since > BEHIND_CRITICAL
+        )
+        state = State.CRITICAL if is_critical else State.WARNING
+        problems.append(Problem(state, str(each.snapshot), each.reason))
     return Check("unproven", "damaged or unproven snapshots", tuple(problems))
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from django.db.models import Count, F, Max, Min, Q, Sum
+from django.db.models import Count, F, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
 from turku_core import __version__
@@ -33,6 +33,8 @@ from turku_core.api.overdue import (
     wanted_machines,
     wanted_sources,
 )
+from turku_core.api.proofs import Kind as Unproven
+from turku_core.api.proofs import find_unproven
 from turku_core.api.states import machine_state
 from turku_core.metrics.exposition import Samples
 from turku_core.metrics.table import API
@@ -57,7 +59,7 @@ def metrics_text(now: datetime) -> str:
     _add_sources(samples, sources)
     _add_behind(samples, now)
     _add_last_backups(samples, {source.pk: source for source in sources})
-    _add_snapshots(samples, {source.pk: source for source in sources})
+    _add_snapshots(samples, {source.pk: source for source in sources}, now)
     _add_holds(samples)
     _add_recent(samples, now)
     _add_storage(samples, now)
@@ -135,7 +137,7 @@ def _add_last_backups(samples: Samples, sources: Mapping[int, Source]) -> None:
         samples.add("turku_api_source_last_backup_duration_seconds", took, **labels)
 
 
-def _add_snapshots(samples: Samples, sources: Mapping[int, Source]) -> None:
+def _add_snapshots(samples: Samples, sources: Mapping[int, Source], now: datetime) -> None:
     committed = Q(state=SnapshotState.COMMITTED)
     held = (
         Snapshot.objects.filter(source__isnull=False, storage__active=True, storage__paused=False)
@@ -143,20 +145,28 @@ def _add_snapshots(samples: Samples, sources: Mapping[int, Source]) -> None:
         .order_by()
         .values_list("source")
         .annotate(
-            proven=Max("proven_at"),
             unproven_since=Min(Coalesce("proven_at", "taken_at"), filter=committed),
             damaged=Count("pk", filter=Q(state=SnapshotState.DAMAGED)),
         )
     )
-    for key, proven, unproven_since, damaged in held:
+    unproven = Counter((each.snapshot.source_id, each.kind) for each in find_unproven(now))
+    for key, unproven_since, damaged in held:
         source = sources.get(key)
         if source is not None:
             labels = source_labels(source)
-            samples.add("turku_api_source_last_proven_timestamp_seconds", proven, **labels)
             samples.add(
                 "turku_api_source_unproven_since_timestamp_seconds", unproven_since, **labels
             )
             samples.add("turku_api_source_damaged_snapshots", damaged, **labels)
+            failed, overdue = unproven[key, Unproven.FAILED], unproven[key, Unproven.OVERDUE]
+            samples.add("turku_api_source_drills_failed", failed or None, **labels)
+            samples.add("turku_api_source_drills_overdue", overdue or None, **labels)
+    for source in sources.values():
+        samples.add(
+            "turku_api_source_last_proven_timestamp_seconds",
+            source.last_proven_at,
+            **source_labels(source),
+        )
 
 
 def _add_holds(samples: Samples) -> None:

@@ -232,3 +232,13 @@ def _record_snapshots(
         unique_fields=["source", "storage", "name"],
         update_fields=["state", "proven_at", "error", "reported_at"],
     )
+    proven = [_moment(state.proven_at) for state in states if state.proven_at is not None]
+    if proven:
+        _note_proven(source, min(max(proven), now))
+
+
+def _note_proven(source: Source, proven_at: datetime) -> None:
+    """Remember when the source was proven last: the snapshot may be gone soon."""
+    if source.last_proven_at is None or source.last_proven_at < proven_at:
+        source.last_proven_at = proven_at
+        source.save(update_fields=["last_proven_at"])

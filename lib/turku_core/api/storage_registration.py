@@ -76,6 +76,7 @@ def _save_unit(
         "published": config.published,
         "slots": config.slots or DEFAULT_SLOTS,
         "told_high_water_mark": config.high_water_mark,
+        "told_verify_interval_days": config.verify_interval_days,
         "capabilities": list(config.capabilities),
         "version": version,
         "last_checkin_at": now,

@@ -105,6 +105,20 @@ API = (
         "Snapshots of the source that were found damaged",
     ),
     Metric(
+        "turku_api_source_drills_failed",
+        "count",
+        _SOURCE,
+        "Snapshots of the source whose last restore drill could not be made; no sample when there "
+        "is none",
+    ),
+    Metric(
+        "turku_api_source_drills_overdue",
+        "count",
+        _SOURCE,
+        "Snapshots of the source that weren't proven within twice their storage unit's interval; "
+        "no sample when there is none",
+    ),
+    Metric(
         "turku_api_backups",
         "count",
         ("outcome",),
@@ -213,6 +227,13 @@ AGENT = (
         "0 or 1",
         ("source",),
         "Whether the source's expiry is held, because far more of its files than usual changed",
+    ),
+    Metric(
+        "turku_agent_source_unproven_since_timestamp_seconds",
+        _SECONDS,
+        ("source", "kind"),
+        "Since when a snapshot of the source isn't proven, and the kind: damaged, drill-failed or "
+        "drill-overdue; no sample when all are",
     ),
 )
 

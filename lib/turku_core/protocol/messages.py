@@ -419,6 +419,8 @@ class StorageConfig:
         known_revision: The ``revision`` of the last answer that the unit has put into effect.
         capabilities: What the unit does beyond v1: ``leases`` (it renews them by `running`),
             ``inventory`` (it reports its snapshots).
+        verify_interval_days: In which time the unit proves each snapshot; None from units that
+            don't say.
     """
 
     ssh_ping_host: str
@@ -433,6 +435,7 @@ class StorageConfig:
     known_revision: str | None = None
     capabilities: tuple[str, ...] = ()
     running: tuple[RunningSession, ...] = ()
+    verify_interval_days: float | None = None
 
     @classmethod
     def from_json(cls, value: object, place: str = "storage") -> StorageConfig:
@@ -455,6 +458,7 @@ class StorageConfig:
             known_revision=optional(storage, "known_revision", fields.text, None, place),
             capabilities=optional(storage, "capabilities", _names, (), place),
             running=optional(storage, "running", _running, (), place),
+            verify_interval_days=optional(storage, "verify_interval_days", _days, None, place),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -473,12 +477,17 @@ class StorageConfig:
                 "known_revision": self.known_revision,
                 "capabilities": self.capabilities,
                 "running": [each.to_json() for each in self.running],
+                "verify_interval_days": self.verify_interval_days,
             }
         )
 
 
 def _percent(value: object, field: str) -> int:
     return fields.integer(value, field, 1, 100)
+
+
+def _days(value: object, field: str) -> float:
+    return fields.number(value, field, 0, 36500)
 
 
 def _slots(value: object, field: str) -> int:
@@ -570,8 +579,8 @@ class SnapshotState:
 
     Attributes:
         state: ``committed``, ``expired`` (still restorable), ``removed`` or ``damaged``.
-        proven_at: When it was last verified and found good.
-        error: What is wrong with it, when it is damaged.
+        proven_at: When a restore drill of it last succeeded.
+        error: What is wrong with it when it is damaged; else why its last drill could not be made.
     """
 
     name: str

@@ -31,6 +31,10 @@ class SourceStatus:
         last_proven: When the storage unit last proved that one of its snapshots can be restored.
         requested: Whether a backup is still wanted that was asked for, whatever its schedule says.
         held: Why nothing of the source expires, a sentence; empty when its expiry isn't held.
+        unproven: In which way a snapshot of it isn't proven to be restorable: ``damaged``,
+            ``drill-failed`` or ``drill-overdue``; None when all are.
+        unproven_since: When that one should have been proven at the latest.
+        unproven_reason: A sentence on it; empty when there is none.
     """
 
     state: str
@@ -42,6 +46,9 @@ class SourceStatus:
     last_proven: datetime | None = None
     requested: bool = False
     held: str = ""
+    unproven: str | None = None
+    unproven_since: datetime | None = None
+    unproven_reason: str = ""
 
     @property
     def is_behind(self) -> bool:
@@ -62,6 +69,9 @@ class SourceStatus:
             last_proven=optional(source, "last_proven", fields.moment, None, place),
             requested=optional(source, "requested", fields.boolean, False, place),
             held=optional(source, "held", fields.long_text, "", place),
+            unproven=optional(source, "unproven", fields.name, None, place),
+            unproven_since=optional(source, "unproven_since", fields.moment, None, place),
+            unproven_reason=optional(source, "unproven_reason", fields.long_text, "", place),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +86,9 @@ class SourceStatus:
             "last_proven": _text(self.last_proven),
             "requested": self.requested,
             "held": self.held,
+            "unproven": self.unproven,
+            "unproven_since": _text(self.unproven_since),
+            "unproven_reason": self.unproven_reason,
         }
 
 

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def make_request(
         known_revision=known_revision,
         capabilities=CAPABILITIES,
         running=tuple(running),
+        verify_interval_days=settings.cycle.snapshots / timedelta(days=1),
     )
     request: dict[str, Any] = {
         "storage": {"name": login.name, "secret": login.secret, **config.to_json()}

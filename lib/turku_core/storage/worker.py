@@ -45,7 +45,7 @@ from turku_core.storage.registration import (
 from turku_core.storage.reports import Report, Spool, summary_text
 from turku_core.storage.settings import Settings
 from turku_core.storage.snapshots import Environment
-from turku_core.storage.source_folder import SourceBusy
+from turku_core.storage.source_folder import SourceBusy, SourceFolder
 from turku_core.storage.verification import Step
 
 logger = logging.getLogger(__name__)

@@ -138,6 +138,60 @@ def test_how_a_source_fares_follows_what_happens_to_it(
     assert status()["last_proven"] is not None
 
 
+def metric(text: str, name: str, *labels: str) -> float:
+    """Return the one sample of a metric with these labels, 0 when there is none."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
+    lines = [line for line in lines if all(label in line for label in labels)]
+    assert len(lines) < 2, lines
+    return float(lines[0].rsplit(" ", 1)[1]) if lines else 0
+
+
+def test_a_drill_that_can_not_be_made_is_told_everywhere(
+    turku: LocalTurku, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the record, at the API and in its health, in the status, and in all metrics."""
+
+    def told() -> dict[str, bool]:
+        turku.wait_until_committed(120)
+        kept = turku.storage_run("turku-storage", "list", machine.uuid, "--json").output
+        health = json.loads(turku.api_run("health", "--json", check=False).output)
+        overdue = json.loads(turku.api_run("list-overdue", "--json").output)
+        status = json.loads(machine.run("turku-agent-ping", "--status", "--json").output)
+        unit = turku.storage_run("turku-storage", "metrics").output
+        fleet = turku.api_run("metrics").output
+        own = machine.run("turku-agent-ping", "--metrics").output
+        problems = health["checks"]["unproven"]["problems"]
+        return {
+            "record": json.loads(kept)["snapshots"][0]["unproven"] is not None,
+            "health": any(machine.name in each["about"] for each in problems),
+            "list": [each["state"] for each in overdue if each["uuid"] == machine.uuid]
+            == ["drill-failed"],
+            "status": status["sources"]["docs"]["unproven"] == "drill-failed",
+            "unit": metric(unit, "turku_storage_source_drills_failed", machine.uuid) == 1,
+            "fleet": metric(fleet, "turku_api_source_drills_failed", machine.uuid) == 1,
+            "machine": metric(own, "turku_agent_source_unproven_since_timestamp_seconds") > 0,
+        }
+
+    silent = told()
+    assert not any(silent.values()), silent
+    program = tmp_path / "programs/borg"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho borg is ill >&2\nkill -9 $$\n")
+    program.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        verified = turku.storage_run("turku-storage", "verify", machine.uuid, check=False)
+        assert verified.exit_code == 1
+    loud = told()
+    assert all(loud.values()), loud
+    turku.storage_run("turku-storage", "verify", machine.uuid)
+    assert told() == silent
+    said = json.loads(machine.run("turku-agent-ping", "--status", "--json").output)
+    assert said["sources"]["docs"]["last_proven"] is not None
+    [row] = json.loads(turku.api_run("list-sources", machine.uuid, "--json").output)
+    assert row["proven"] is not None
+
+
 def test_a_backup_at_once_right_after_another_waits_for_its_commit(
     turku: LocalTurku, machine: Machine
 ) -> None:

@@ -80,5 +80,6 @@ def test_what_the_charms_promise_to_measure_is_on_it() -> None:
         "turku_api_source_last_backup_bytes",
         "turku_storage_volume_free_bytes",
         "turku_api_source_last_proven_timestamp_seconds",
+        "turku_api_source_drills_failed",
     ):
         assert name in shown

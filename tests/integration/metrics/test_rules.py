@@ -62,6 +62,11 @@ def agent_behind(kind: str, since: int) -> dict[str, float]:
     return {f'{name}{{source="docs",kind="{kind}"}}': since}
 
 
+def agent_unproven(kind: str) -> dict[str, float]:
+    name = "turku_agent_source_unproven_since_timestamp_seconds"
+    return {f'{name}{{source="docs",kind="{kind}"}}': 0}
+
+
 def filled(prefix: str, label: str, used: float, mark: float = 0.8) -> dict[str, float]:
     return {
         f"{prefix}_used_ratio{{{label}}}": used,
@@ -73,16 +78,17 @@ API_SPACE = ("turku_api_storage", 'storage="store-1"')
 VOLUME_SPACE = ("turku_storage_volume", 'volume="main"')
 CHECKIN = "turku_api_machine_last_checkin_timestamp_seconds"
 MACHINE = 'machine="web/0",machine_uuid="u",environment="",service=""'
-UNPROVEN = "turku_api_source_unproven_since_timestamp_seconds"
+DRILLS = "turku_api_source_drills"
 STORAGE_SEEN = 'turku_api_storage_last_checkin_timestamp_seconds{storage="store-1"}'
-PROVEN = 'turku_agent_source_last_proven_timestamp_seconds{source="docs"}'
 ROUND = 'turku_storage_worker_round_timestamp_seconds{loop="config"}'
 FAILED = 'turku_storage_worker_round_failed{loop="expiry"}'
 SNAPSHOTS = f"turku_storage_source_snapshots{{{HELD},state="
-HELD_UNPROVEN = f"turku_storage_source_unproven_since_timestamp_seconds{{{HELD}}}"
 API_HELD = f"turku_api_source_held_changed_ratio{{{SOURCE}}}"
 STORAGE_HELD = f"turku_storage_source_held_changed_ratio{{{HELD}}}"
 AGENT_HELD = 'turku_agent_source_held{source="docs"}'
+HELD_UNPROVEN = f'turku_storage_source_unproven_since_timestamp_seconds{{{HELD},instance="s"}}'
+HELD_DRILLS = f"turku_storage_source_drills_failed{{{HELD}}}"
+INTERVAL = 'turku_storage_verify_interval_seconds{instance="s"}'
 LONG_AGO, LATER = -60 * DAY_SECONDS, -59 * DAY_SECONDS
 
 CASES = [
@@ -96,10 +102,12 @@ CASES = [
     Case("turku-api", "TurkuSnapshotDamaged", 1,
          {f"turku_api_source_damaged_snapshots{{{SOURCE}}}": 2},
          {f"turku_api_source_damaged_snapshots{{{SOURCE}}}": 0}),
-    Case("turku-api", "TurkuSnapshotUnproven", 2 * HOUR, {f"{UNPROVEN}{{{SOURCE}}}": LONG_AGO},
-         {f"{UNPROVEN}{{{SOURCE}}}": LATER}),
     Case("turku-api", "TurkuSuspiciousChange", 1, {API_HELD: 0.9},
          {f"turku_api_source_damaged_snapshots{{{SOURCE}}}": 0}),
+    Case("turku-api", "TurkuDrillFailing", 40, {f"{DRILLS}_failed{{{SOURCE}}}": 1},
+         {f"{DRILLS}_failed{{{SOURCE}}}": 0}),
+    Case("turku-api", "TurkuSnapshotUnproven", 2 * HOUR, {f"{DRILLS}_overdue{{{SOURCE}}}": 1},
+         {f"{DRILLS}_overdue{{{SOURCE}}}": 0}),
     Case("turku-api", "TurkuStorageNearFull", 20, filled(*API_SPACE, 0.8),
          filled(*API_SPACE, 0.79)),
     Case("turku-api", "TurkuStorageNearFull", 20, filled(*API_SPACE, 0.8, 0.7),
@@ -118,7 +126,12 @@ CASES = [
     Case("turku-agent", "TurkuAgentSourcesInvalid", 20, {"turku_agent_sources_invalid": 1},
          {"turku_agent_sources_invalid": 0}),
     Case("turku-agent", "TurkuAgentSuspiciousChange", 1, {AGENT_HELD: 1}, {AGENT_HELD: 0}),
-    Case("turku-agent", "TurkuAgentUnproven", 2 * HOUR, {PROVEN: LONG_AGO}, {PROVEN: LATER}),
+    Case("turku-agent", "TurkuAgentSnapshotDamaged", 1, agent_unproven("damaged"),
+         agent_unproven("drill-failed")),
+    Case("turku-agent", "TurkuAgentDrillFailing", 40, agent_unproven("drill-failed"),
+         agent_unproven("drill-overdue")),
+    Case("turku-agent", "TurkuAgentUnproven", 2 * HOUR, agent_unproven("drill-overdue"),
+         agent_unproven("drill-failed")),
     Case("turku-agent", "TurkuAgentMetricsMissing", 20, {'up{job="turku-agent"}': 0},
          {'up{job="turku-agent"}': 1}),
     Case("turku-storage", "TurkuVolumeNotMounted", 10,
@@ -139,8 +152,13 @@ CASES = [
          {f'{SNAPSHOTS}"damaged"}}': 0, f'{SNAPSHOTS}"good"}}': 5}),
     Case("turku-storage", "TurkuStorageSuspiciousChange", 1, {STORAGE_HELD: 0.9},
          {f'{SNAPSHOTS}"good"}}': 5}),
-    Case("turku-storage", "TurkuStorageUnproven", 2 * HOUR, {HELD_UNPROVEN: LONG_AGO},
-         {HELD_UNPROVEN: LATER}),
+    Case("turku-storage", "TurkuStorageDrillFailing", 40, {HELD_DRILLS: 1}, {HELD_DRILLS: 0}),
+    Case("turku-storage", "TurkuStorageUnproven", 2 * HOUR,
+         {HELD_UNPROVEN: LONG_AGO, INTERVAL: 30 * DAY_SECONDS},
+         {HELD_UNPROVEN: LATER, INTERVAL: 30 * DAY_SECONDS}),
+    Case("turku-storage", "TurkuStorageUnproven", 2 * HOUR,
+         {HELD_UNPROVEN: LATER, INTERVAL: 7 * DAY_SECONDS},
+         {HELD_UNPROVEN: LONG_AGO, INTERVAL: 90 * DAY_SECONDS}),
     Case("turku-storage", "TurkuStorageMetricsMissing", 20, {'up{job="turku-storage"}': 0},
          {'up{job="turku-storage"}': 1}),
 ]  # fmt: skip

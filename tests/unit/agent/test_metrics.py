@@ -67,15 +67,16 @@ def test_how_the_sources_fare_is_what_the_api_said_last(locations: Locations) ->
     status = Status(
         NOW,
         {
-            "etc": SourceStatus("ok", NOW - HOUR, NOW + HOUR, None, "", 0, NOW - 2 * HOUR),
-            "home": SourceStatus(
-                "failing", None, NOW, NOW - 3 * HOUR, 'It "failed".', 4, held="All changed."
-            ),
+            "etc": SourceStatus("ok", NOW - HOUR, NOW + HOUR, None, "", 0, NOW - 2 * HOUR,
+                                unproven="damaged", unproven_since=NOW - HOUR),
+            "home": SourceStatus("failing", None, NOW, NOW - 3 * HOUR, 'It "failed".', 4,
+                                 held="All changed."),
         },
-    )
+    )  # fmt: skip
     locations.status.write_text(json.dumps(status.to_json()))
     now = int(NOW.timestamp())
     labels = '{source="home",kind="failing"}'
+    damaged = '{source="etc",kind="damaged"}'
     assert lines(locations)[4:] == [
         f"turku_agent_status_timestamp_seconds {now}",
         f'turku_agent_source_last_success_timestamp_seconds{{source="etc"}} {now - 3600}',
@@ -87,6 +88,7 @@ def test_how_the_sources_fare_is_what_the_api_said_last(locations: Locations) ->
         f'turku_agent_source_last_proven_timestamp_seconds{{source="etc"}} {now - 2 * 3600}',
         'turku_agent_source_held{source="etc"} 0',
         'turku_agent_source_held{source="home"} 1',
+        f"turku_agent_source_unproven_since_timestamp_seconds{damaged} {now - 3600}",
     ]
 
 

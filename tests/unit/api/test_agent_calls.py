@@ -70,6 +70,46 @@ def test_when_a_source_was_proven_last_is_said(
     assert status(world, agent, "mail")["last_proven"] is None
 
 
+def test_a_source_stays_proven_when_the_snapshot_that_was_is_gone(
+    world: World, unit: UnitCaller, agent: AgentCaller
+) -> None:
+    unit.report_run(agent, snapshot="one")
+    proven = {"name": "one", "state": "committed", "proven_at": world.now.timestamp()}
+    unit.report(agent, {"docs": {"snapshots": [proven]}})
+    world.pass_time(days=3)
+    earlier = {"name": "two", "state": "committed", "proven_at": world.now.timestamp() - 9e5}
+    gone = {"name": "one", "state": "removed"}
+    unit.report(agent, {"docs": {"snapshots": [gone, earlier]}})
+    assert status(world, agent)["last_proven"] == "2026-03-11T12:00:00+00:00"
+    ahead = {"name": "two", "state": "committed", "proven_at": world.now.timestamp() + 9e8}
+    unit.report(agent, {"docs": {"snapshots": [ahead]}})
+    assert status(world, agent)["last_proven"] == world.now.isoformat()
+
+
+def test_a_drill_that_failed_and_damage_are_told(
+    world: World, unit: UnitCaller, agent: AgentCaller
+) -> None:
+    unit.report_run(agent, snapshot="one")
+    found = status(world, agent)
+    assert (found["unproven"], found["unproven_reason"]) == (None, "")
+    failed = {"name": "one", "state": "committed", "error": "There is no room."}
+    unit.report(agent, {"docs": {"snapshots": [failed]}})
+    found = status(world, agent)
+    assert found["unproven"] == "drill-failed"
+    assert (
+        (found["unproven_reason"])
+        == "Snapshot one: Its restore drill could not be made: There is no room."
+    )
+    damaged = {"name": "two", "state": "damaged", "error": "a/b differs"}
+    unit.report(agent, {"docs": {"snapshots": [damaged]}})
+    found = status(world, agent)
+    assert (found["unproven"], found["unproven_since"]) == ("damaged", world.now.isoformat())
+    assert found["state"] == "ok"
+    healed = [{"name": each, "state": "committed"} for each in ("one", "two")]
+    unit.report(agent, {"docs": {"snapshots": healed}})
+    assert status(world, agent)["unproven"] is None
+
+
 def test_what_is_not_to_be_backed_up_says_so_and_is_not_late(
     world: World, unit: UnitCaller, agent: AgentCaller
 ) -> None:

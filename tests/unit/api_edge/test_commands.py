@@ -25,6 +25,7 @@ from turku_core.api.models import (
     Outcome,
     RegistrationKey,
     RestoreGrant,
+    Snapshot,
     Source,
 )
 from turku_core.commandline import human_time
@@ -341,6 +342,20 @@ def test_what_is_overdue_is_listed_with_the_reason(
         *("web/0", "docs", "overdue", str(human_time(agent.source().since)), "-"),
         "The machine has never checked in: run turku-agent-ping there.",
     ]
+
+
+def test_a_source_whose_drill_failed_is_listed_with_the_overdue_ones(
+    run: Run, world: World, unit: UnitCaller
+) -> None:
+    agent = world.agent()
+    world.backed_up(agent, unit)
+    name = Snapshot.objects.get().name
+    failed = {"name": name, "state": "committed", "error": "There is no room."}
+    unit.report(agent, {"docs": {"snapshots": [failed]}})
+    [row] = json.loads(run("list-overdue", "--json"))
+    assert (row["machine"], row["source"], row["state"]) == ("web/0", "docs", "drill-failed")
+    assert row["why"] == f"Snapshot {name}: Its restore drill could not be made: There is no room."
+    assert table(run("list-sources"))[1][-1] == "-"
 
 
 def test_pruning_follows_the_configured_time(run: Run, world: World, unit: UnitCaller) -> None:

@@ -190,6 +190,25 @@ def test_a_damaged_snapshot_is_critical(world: World, unit: UnitCaller, agent: A
     assert "Damaged: checksum of a/b differs" in render(found)
 
 
+@pytest.mark.parametrize(("hours", "state"), [(1, State.WARNING), (25, State.CRITICAL)])
+def test_a_drill_that_can_not_be_made_is_as_loud_as_a_backup_that_fails(
+    world: World, unit: UnitCaller, agent: AgentCaller, hours: int, state: State
+) -> None:
+    snapshot(world, agent, unit, taken_at=world.now - timedelta(hours=hours), error="borg is ill.")
+    found = fleet_health(world.now)
+    assert found.state is state
+    assert "Its restore drill could not be made: borg is ill." in render(found)
+
+
+@pytest.mark.parametrize(("days", "state"), [(40, State.OK), (30, State.WARNING)])
+def test_a_storage_unit_says_in_which_time_it_proves_its_snapshots(
+    world: World, unit: UnitCaller, agent: AgentCaller, days: int, state: State
+) -> None:
+    unit.update(verify_interval_days=days)
+    snapshot(world, agent, unit)
+    assert fleet_health(world.now).state is state
+
+
 def test_what_is_retired_or_paused_is_silent_but_counted(
     world: World, unit: UnitCaller, agent: AgentCaller
 ) -> None:

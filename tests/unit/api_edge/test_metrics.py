@@ -13,7 +13,14 @@ from django.test.utils import CaptureQueriesContext
 from tests.support.api_world import AgentCaller, UnitCaller, World
 from turku_core.api import operations
 from turku_core.api.metrics import metrics_text
-from turku_core.api.models import Machine, RegistrationKey, Snapshot, SnapshotState, StorageUnit
+from turku_core.api.models import (
+    Machine,
+    RegistrationKey,
+    Snapshot,
+    SnapshotState,
+    Source,
+    StorageUnit,
+)
 
 SAMPLE = re.compile(r"(turku_\w+)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -139,9 +146,14 @@ def test_snapshots_say_when_they_were_proven_and_how_long_not(
         first.name, first.taken_at, first.state = name, taken, state
         first.proven_at = None if proven is None else world.now - timedelta(days=proven)
         first.save(force_insert=True)
+    Source.objects.update(last_proven_at=world.now - timedelta(days=1))
     found = measured(world.now)
     now = world.now.timestamp()
-    assert found["turku_api_source_last_proven_timestamp_seconds"] == {DOCS: now - 40 * 86400}
+    assert found["turku_api_source_last_proven_timestamp_seconds"] == {DOCS: now - 86400}
+    assert found["turku_api_source_drills_overdue"] == {DOCS: 1}
+    assert "turku_api_source_drills_failed" not in found
+    Snapshot.objects.filter(name="b").update(error="There is no room.")
+    assert measured(world.now)["turku_api_source_drills_failed"] == {DOCS: 1}
     assert found["turku_api_source_unproven_since_timestamp_seconds"] == {DOCS: now - 65 * 86400}
     assert found["turku_api_source_damaged_snapshots"] == {DOCS: 1}
     for silenced in ({"paused": True}, {"paused": False, "active": False}):

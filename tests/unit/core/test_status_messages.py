@@ -27,17 +27,23 @@ moments = st.none() | st.datetimes(
 
 @given(
     state=st.sampled_from(STATES),
-    times=st.tuples(moments, moments, moments, moments),
+    times=st.tuples(moments, moments, moments, moments, moments),
+    unproven=st.sampled_from((None, "damaged", "drill-failed", "drill-overdue")),
     failures=st.integers(0, 10**6),
     requested=st.booleans(),
 )
 def test_what_one_side_writes_the_other_reads(
-    state: str, times: tuple[Any, Any, Any, Any], failures: int, requested: bool
+    state: str,
+    times: tuple[Any, Any, Any, Any, Any],
+    unproven: str | None,
+    failures: int,
+    requested: bool,
 ) -> None:
-    last_good, next_due, overdue_since, last_proven = times
+    last_good, next_due, overdue_since, last_proven, unproven_since = times
     status = SourceStatus(
-        state, last_good, next_due, overdue_since, "A sentence.", failures, last_proven, requested
-    )
+        state, last_good, next_due, overdue_since, "A sentence.", failures, last_proven, requested,
+        "", unproven, unproven_since, "Another sentence.",
+    )  # fmt: skip
     assert statuses_from_json(statuses_to_json({"docs": status}), "sources") == {"docs": status}
 
 

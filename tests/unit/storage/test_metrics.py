@@ -111,7 +111,9 @@ def test_when_a_source_was_proven_is_known_when_the_snapshot_is_gone() -> None:
 
 
 def test_a_source_without_a_snapshot_has_only_counts() -> None:
-    assert summary([], SourceState()) == Held(dict.fromkeys(("good", "partial", "damaged", "expired"), 0))
+    assert summary([], SourceState()) == Held(
+        dict.fromkeys(("good", "partial", "damaged", "expired"), 0)
+    )
 
 
 def test_a_source_on_a_volume_is_measured(settings: Settings, catalogue: Catalogue) -> None:

@@ -48,7 +48,10 @@ DJANGO_OPTIONS = frozenset(
 )
 """Options that Django gives every command, and that ours have no use for."""
 
-SOURCE_HEADINGS = ("machine", "source", "state", "frequency", "storage", "last good", "next due")
+SOURCE_HEADINGS = (
+    *("machine", "source", "state", "frequency", "storage"),
+    *("last good", "next due", "proven"),
+)
 BACKUP_HEADINGS = ("machine", "source", "outcome", "begun", "took", "stored", "snapshot", "summary")
 
 ITEMS_MAX = 100_000
@@ -189,6 +192,7 @@ def _source_row(source: Source, held: str) -> dict[str, Any]:
         "storage": source.storage.name if source.storage else None,
         "last good": source.last_success_at,
         "next due": source.next_due_at,
+        "proven": source.last_proven_at,
         "failures": source.failures,
         "problem": source.problem,
         "held": held,

@@ -170,6 +170,13 @@ class Source(models.Model):
     failures = models.PositiveIntegerField(
         default=0, editable=False, help_text="How many runs failed in a row."
     )
+    last_proven_at = models.DateTimeField(
+        "last proven",
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When files of a snapshot of it were last restored and compared, and were good.",
+    )
     missed_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="The end of the last window missed."
     )

@@ -42,6 +42,7 @@ class StorageUnit(models.Model):
         "Empty: as the unit itself says.",
     )
     told_high_water_mark = models.PositiveSmallIntegerField(null=True, editable=False)
+    told_verify_interval_days = models.FloatField(null=True, editable=False)
     slots = models.PositiveIntegerField(
         default=DEFAULT_SLOTS, help_text="How many sessions the unit serves at once."
     )

@@ -50,6 +50,7 @@ def test_the_configuration_is_exactly_this(served: Unit) -> None:
         '  "slots": 10,\n'
         '  "snapshot_mode": "borg",\n'
         '  "ssh_ping_host": "192.0.2.0",\n'
+        '  "verify_interval_days": 30,\n'
         '  "volumes": {\n'
         '    "folder": {\n'
         '      "accept_new": true,\n'
@@ -57,7 +58,8 @@ def test_the_configuration_is_exactly_this(served: Unit) -> None:
         '      "mount_required": false,\n'
         f'      "path": "{served.root}/srv/turku-storage/folder"\n'
         "    }\n"
-        "  }\n"
+        "  },\n"
+        '  "whole_drill_interval_days": 180\n'
         "}\n"
     )
     assert served.configuration("50-juju.json") == {
@@ -106,6 +108,7 @@ def test_a_changed_option_reaches_the_worker_which_begins_anew_once(
     config = {
         "snapshot-mode": "link-dest", "high-water-mark": 70, "slots": 5, "expiry-floor": 4,
         "expiry-grace-days": 0, "public-address": "Storage.Example.com", "log-level": "debug",
+        "verify-interval-days": 14, "whole-drill-interval-days": 90,
     }  # fmt: skip
     served.run(served.on.config_changed(), config=config)
     served.run(served.on.update_status())
@@ -115,6 +118,7 @@ def test_a_changed_option_reaches_the_worker_which_begins_anew_once(
     assert written == {
         "snapshot_mode": "link-dest", "slots": 5, "expiry_floor": 4, "expiry_grace_days": 0,
         "ssh_ping_host": "Storage.Example.com", "log_level": "debug",
+        "verify_interval_days": 14, "whole_drill_interval_days": 90,
     }  # fmt: skip
     assert systemd.asked == [f"restart {WORKER}"] * 2
     assert served.published["ssh_host"] == "storage.example.com"

@@ -8,7 +8,7 @@ import pytest
 
 from storage_options import StorageOptions
 
-DEFAULTS = StorageOptions("auto", 80, 10, 3, 7, "", "warning")
+DEFAULTS = StorageOptions("auto", 80, 10, 3, 7, 30, 180, "", "warning")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,8 @@ DEFAULTS = StorageOptions("auto", 80, 10, 3, 7, "", "warning")
         ("slots", 0, "must be a whole number from 1 to 1000, not 0"),
         ("expiry-floor", 0, "must be a whole number from 1 to 1000, not 0"),
         ("expiry-grace-days", -1, "must be a whole number from 0 to 36500, not -1"),
+        ("verify-interval-days", 0, "must be a whole number from 1 to 36500, not 0"),
+        ("whole-drill-interval-days", 0, "must be a whole number from 1 to 36500, not 0"),
         ("public-address", "-oProxyCommand=x", "must be a host name or an IP address, not"),
         ("public-address", "host with spaces", "must be a host name or an IP address, not"),
         ("log-level", "loud", "must be one of debug, info, warning, error, not 'loud'"),

@@ -14,7 +14,7 @@ from turku_core.api.operations import find_machine
 class Command(ListingCommand):
     """Lists the sources."""
 
-    help = "List the sources: where they are kept, when they are due."
+    help = "List the sources: where they are kept, when due, when last proven."
     headings = SOURCE_HEADINGS
     nothing = "There is no source; they come from the machines' /etc/turku-agent/sources.d."
 
