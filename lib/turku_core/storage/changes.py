@@ -89,22 +89,25 @@ def suspicion(
         is_switch: It is of another mode, asked for from outside, and so can't be compared.
     """
     known = [(each.taken_at, each.changed) for each in former if each.changed is not None]
-    if len(known) < FORMER_MIN or new.changed is None or new.changed.files < FILES_MIN:
+    if len(known) < FORMER_MIN or new.changed is None:
         return None
-    if is_switch:
+    is_many = new.changed.files >= FILES_MIN
+    if is_switch and is_many:
         return (
             "The machine, or the API, asked for another snapshot mode, so that it can't be told "
             "what else changed since the snapshot before."
         )
     shares = [changed.share for _, changed in known]
     share = new.changed.share
-    if share > _limit(shares):
+    if share > _limit(shares) and is_many:
         return (
             f"{new.changed.files} of the {new.changed.of} files of the snapshot before "
             f"({share:.0%}) were changed or are gone; usually {statistics.median(shares):.0%} are."
         )
     *days, (files, count, share) = _days([*known, (new.taken_at, new.changed)])
-    if count >= OFTEN and share > _limit([each[2] for each in days]):
+    if count < OFTEN or files < FILES_MIN:
+        return None
+    if share > _limit([each[2] for each in days]):
         return (
             f"In {count} snapshots within a day {files} files ({share:.0%}) were changed or are "
             "gone; that is far more than usual."

@@ -92,6 +92,11 @@ def test_files_that_change_bit_by_bit_within_a_day_are_noticed() -> None:
     assert found and found[0] <= 72 + 4
 
 
+def test_few_files_at_a_time_are_noticed_when_they_are_many_within_a_day() -> None:
+    found = judge([*[0.0] * 72, *[0.1] * 10], HOUR, files=60)
+    assert found and found[0] <= 72 + 5
+
+
 def test_hot_files_that_change_every_hour_are_not_news() -> None:
     assert judge([0.05, 0.06, 0.05, 0.04] * 100, HOUR) == []
 
