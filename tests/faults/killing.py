@@ -556,7 +556,13 @@ def make_world(folder: Path, dice: random.Random) -> Iterator[World]:
             )
             world = World(folder, turku, machine, dice, sources)
             world._descendants_before |= before
-            yield world
+            try:
+                yield world
+            finally:
+                # After a failure, or Ctrl-C: what still runs must not write where all is removed.
+                for pid in world.processes()[1]:
+                    kill(pid, signal.SIGKILL)
+                world.require_nothing_left()
 
 
 def kill(pid: int, number: int) -> None:
