@@ -54,7 +54,7 @@ test-model: test-packages model-packages $(VENV)/.ready-dev  ## The packed charm
 	@$(BIN)/python tools/run_tests.py model
 
 .PHONY: faults
-faults: test-packages $(VENV)/.ready-dev  ## Try every fault, many times over, and print what was lost
+faults: test-packages $(VENV)/.ready-dev $(VENV)/fuzz/.ready  ## Try every fault, many times over, and print what was lost
 	@$(COMPILE)
 	@TURKU_FAULTS=full $(BIN)/python tools/run_tests.py faults
 
@@ -107,6 +107,14 @@ $(VENV)/juju/.ready: requirements/juju.txt | $(VENV)/.ready-dev
 	    install -qq --require-hashes -r $<
 	@touch $@
 
+# The fuzzer, beside the tests' environment: it has releases for one kind of processor only.
+$(VENV)/fuzz/.ready: requirements/fuzz.txt | $(VENV)/.ready-dev
+	@echo 'Installing $< into $(@D)'
+	@mkdir -p $(@D)
+	@if [ "$$(uname -m)" = x86_64 ]; then $(BIN)/python -m pip --disable-pip-version-check \
+	    install -qq --no-deps --upgrade --require-hashes --target $(@D) -r $<; fi
+	@touch $@
+
 # The lock files, for every Python from 3.10 on. Each release of a dependency is pinned by hash.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --no-header
@@ -120,7 +128,7 @@ lock:  ## Bring the lock files up to date (needs an environment made by `make li
 	$(LOCK) --extra agent --extra storage --extra api lib/pyproject.toml requirements/local.in \
 	    -c requirements/dev.txt -o requirements/local.txt
 	$(LOCK) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
-	for name in charmcraft juju; do \
+	for name in charmcraft juju fuzz; do \
 	    $(LOCK) requirements/$$name.in -o requirements/$$name.txt || exit; \
 	done
 	for role in agent storage api; do \

@@ -129,8 +129,8 @@ def test_lock_files_pin_every_package_by_hash_and_name_no_registry() -> None:
         *sorted((TREE / "charms").glob("*/requirements.txt")),
     ]
     assert [path.name for path in locks] == [
-        "agent.txt", "api.txt", "build.txt", "charmcraft.txt", "dev.txt", "juju.txt", "local.txt",
-        "storage.txt",
+        "agent.txt", "api.txt", "build.txt", "charmcraft.txt", "dev.txt", "fuzz.txt", "juju.txt",
+        "local.txt", "storage.txt",
         *["requirements.txt"] * 3,
     ]  # fmt: skip
     for path in locks:

@@ -440,6 +440,9 @@ TEXTS = (
 )  # fmt: skip
 
 
+ALL = (*MESSAGES, *DATABAGS, *CONFIGURATIONS, *TEXTS)
+
+
 def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text in what a parser returned, with the name of the field that holds it."""
     if isinstance(value, str):

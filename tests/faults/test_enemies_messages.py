@@ -42,7 +42,7 @@ def _names(found: tuple[Parser, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("parser", found, ids=[parser.name for parser in found])
 
 
-@_names((*parsers.MESSAGES, *parsers.DATABAGS, *parsers.CONFIGURATIONS, *parsers.TEXTS))
+@_names(parsers.ALL)
 def test_what_is_honest_is_taken(parser: Parser) -> None:
     assert parsers.check(parser, parser.example)
 
