@@ -124,7 +124,7 @@ class Borg(WaitingMirrorMode):
         command = ["borg", "delete", *_common(_WRITER_LOCK_SECONDS), _archive(folder, record)]
         with self._writing(folder) as held:
             deleted = self._run(folder, command, held=held)
-        if deleted.code > _WARNING and "does not exist" not in deleted.stderr:
+        if "does not exist" not in deleted.stderr:
             _check(folder, deleted)
 
     def tidy(self, folder: SourceFolder) -> None:
