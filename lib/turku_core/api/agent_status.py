@@ -45,7 +45,7 @@ def statuses_of(machine: Machine, now: datetime) -> dict[str, SourceStatus]:
 def _status(
     source: Source, behind: overdue.Behind | None, unproven: Unproven | None, now: datetime
 ) -> SourceStatus:
-    last_good = due.last_success_of(source)
+    last_good = due.last_success_of(source, now)
     problem = source.problem
     if behind is not None:
         state, problem = behind.kind.value, behind.reason

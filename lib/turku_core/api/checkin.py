@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from turku_core.api import answers, grants, leases, logins, restore_orders
+from turku_core.api import answers, clock_jumps, grants, leases, logins, restore_orders
 from turku_core.api.models import Machine
 from turku_core.api.refusals import Refused
 from turku_core.protocol.messages import MachineLogin, last_handed_out_at_from_json
@@ -22,18 +22,20 @@ def agent_ping_checkin(request: Mapping[str, Any], now: datetime) -> dict[str, A
     login = MachineLogin.from_json(request)
     running = running_orders_from_json(request["machine"])
     hears, last = last_handed_out_at_from_json(request["machine"])
-    columns = ["pk", "secret_hash", "active", "next_due_at", "next_order_at"]
+    columns = ["pk", "secret_hash", "active", "next_due_at", "next_order_at", "last_checkin_at"]
     rows = Machine.objects.filter(uuid=login.uuid).order_by()
     if hears:
         rows = rows.annotate(unheard=leases.is_unheard_of(last, now))
         columns.append("unheard")
-    nobody = (0, None, False, None, None, False)
+    nobody = (0, None, False, None, None, None, False)
     found = next(iter(rows.values_list(*columns)), nobody)
-    pk, secret_hash, active, next_due_at, next_order_at, *unheard = found
+    pk, secret_hash, active, next_due_at, next_order_at, seen_at, *unheard = found
     logins.check_secret(login.secret, secret_hash)
     if not active:
         raise Refused
     Machine.objects.filter(pk=pk).update(last_checkin_at=now)
+    if clock_jumps.has_gone_back(seen_at, now):
+        next_due_at, next_order_at = clock_jumps.set_right(pk, now)
     answer: dict[str, Any] = {"scheduled_sources": {}}
     if running:
         restore_orders.extend(pk, running, now)

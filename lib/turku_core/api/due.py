@@ -13,11 +13,13 @@ from functools import lru_cache
 
 from django.db import transaction
 from django.db.models import Max, Min, Q
+from django.db.models.functions import Least
 from django.utils import timezone
 
 from turku_core.api import records
-from turku_core.api.models import Machine, Source
-from turku_core.schedule import UTC, Schedule, retry_at
+from turku_core.api.models import Backup, Machine, Source
+from turku_core.api.models.backups import GOOD_OUTCOMES
+from turku_core.schedule import LONGEST_PAUSE, UTC, Schedule, retry_at
 
 ABSENT_AFTER = timedelta(minutes=15)
 """A machine that hasn't checked in for so long (three check-ins of five minutes) is away."""
@@ -62,14 +64,28 @@ def schedule_key(source: Source) -> str:
     return str(source.pk)
 
 
-def last_success_of(source: Source) -> datetime | None:
-    """Return when the last good backup of the source's data began, by whichever machine."""
-    if not is_shared(source):
-        return source.last_success_at
-    newest: datetime | None = Source.objects.filter(peers_of(source)).aggregate(
-        newest=Max("last_success_at")
-    )["newest"]
-    return newest
+def last_success_of(source: Source, now: datetime) -> datetime | None:
+    """Return when the last good backup of the source's data began, by whichever machine.
+
+    One that began later than `now` was noted while the clock was ahead. Then the record is asked
+    for the newest one that didn't, or the source would be backed up again in a period that has
+    its run, and, since a later one is known, again and again.
+    """
+    peers = Source.objects.filter(peers_of(source)) if is_shared(source) else None
+    newest: datetime | None = source.last_success_at
+    if peers is not None:
+        newest = peers.aggregate(newest=Max("last_success_at"))["newest"]
+    if newest is None or newest <= now:
+        return newest
+    runs = Backup.objects.filter(source__in=[source] if peers is None else peers)
+    began: datetime | None = (
+        runs.filter(outcome__in=GOOD_OUTCOMES)
+        # A storage unit's clock may have been ahead as well.
+        .annotate(began=Least("time_begin", "recorded_at"))
+        .filter(began__lte=now)
+        .aggregate(newest=Max("began"))["newest"]
+    )
+    return began
 
 
 def is_machine_wanted(machine: Machine) -> bool:
@@ -92,12 +108,12 @@ def when_due(source: Source, now: datetime) -> Due:
         return Due(None)
     schedule = parse_schedule(source.frequency)
     key = schedule_key(source)
-    last_success = last_success_of(source)
+    last_success = last_success_of(source, now)
     local = now.astimezone(timezone.get_default_timezone())
     missed = schedule.missed(key, last_success=last_success, since=source.since, now=local)
     if missed is not None:
         missed = (_utc(missed[0]), _utc(missed[1]))
-    retry = _retry_of(source)
+    retry = _retry_of(source, now)
     if source.requested_at is not None:
         return Due(max(now, retry or now), missed)
     # What the schedule says at the time of the retry: the window may be over by then.
@@ -106,8 +122,11 @@ def when_due(source: Source, now: datetime) -> Due:
     return Due(at if retry is None else max(at, retry), missed)
 
 
-def _retry_of(source: Source) -> datetime | None:
+def _retry_of(source: Source, now: datetime) -> datetime | None:
     if not source.failures or source.last_failure_at is None:
+        return None
+    if source.last_failure_at > now + LONGEST_PAUSE:
+        # Noted while the clock was ahead: nobody knows how long ago it is.
         return None
     return retry_at(source.failures, source.last_failure_at)
 

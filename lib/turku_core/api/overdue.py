@@ -14,7 +14,13 @@ from enum import Enum
 from django.db.models import F, Max, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
-from turku_core.api.due import is_shared, is_wanted, parse_schedule, schedule_key
+from turku_core.api.due import (
+    is_shared,
+    is_wanted,
+    last_success_of,
+    parse_schedule,
+    schedule_key,
+)
 from turku_core.api.models import Backup, Machine, Outcome, Source
 from turku_core.commandline import human_time
 
@@ -83,6 +89,11 @@ def examine(sources: Iterable[Source], now: datetime) -> dict[int, Behind]:
     """
     listed = list(sources)
     successes = last_successes(listed)
+    for source in listed:
+        success = successes[source.pk]
+        if success is not None and success > now:
+            # Noted while the clock was ahead; counted as it is when the source is due.
+            successes[source.pk] = last_success_of(source, now)
     local = now.astimezone(timezone.get_default_timezone())
     found = {source.pk: _examine(source, successes[source.pk], local) for source in listed}
     return {key: behind for key, behind in found.items() if behind is not None}

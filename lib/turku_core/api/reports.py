@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from django.db import transaction
+from django.utils.timezone import get_default_timezone
 
 from turku_core import fields
 from turku_core.api import due, holds, leases, logins, records
@@ -46,6 +47,7 @@ def storage_ping_source_update(request: Mapping[str, Any], now: datetime) -> dic
         FieldError: A report isn't valid.
     """
     unit = logins.storage_unit_of(request)
+    sent_at = _sent_at(fields.mapping(request["storage"], "storage"))
     body = fields.mapping(required(request, "machine"), "machine")
     uuid = fields.uuid(required(body, "uuid", "machine"), "machine.uuid")
     updates, errors = _read_updates(required(body, "sources", "machine"))
@@ -61,7 +63,7 @@ def storage_ping_source_update(request: Mapping[str, Any], now: datetime) -> dic
         missing = [
             name
             for name, update in updates.items()
-            if not _record(machine, name, unit, update, now)
+            if not _record(machine, name, unit, update, sent_at, now)
         ]
         due.refresh_machine(machine)
     if errors:
@@ -72,6 +74,14 @@ def storage_ping_source_update(request: Mapping[str, Any], now: datetime) -> dic
             "the rest is on the record"
         )
     return {}
+
+
+def _sent_at(storage: Mapping[str, Any]) -> datetime | None:
+    """Return what the unit's clock showed when it sent the request, if it says so."""
+    epoch = fields.optional(storage, "time", fields.number, None, "storage")
+    if epoch is None or epoch > LAST_MOMENT.timestamp():
+        return None
+    return _moment(epoch)
 
 
 def _read_updates(value: object) -> tuple[dict[str, SourceUpdate], list[FieldError]]:
@@ -107,7 +117,12 @@ def _moment(epoch: float) -> datetime:
 
 
 def _record(
-    machine: Machine, name: str, unit: StorageUnit, update: SourceUpdate, now: datetime
+    machine: Machine,
+    name: str,
+    unit: StorageUnit,
+    update: SourceUpdate,
+    sent_at: datetime | None,
+    now: datetime,
 ) -> bool:
     """Record what is said of one source; False when it isn't this unit's to speak of."""
     sources = machine.sources.select_related("storage", "lease_storage").filter(name=name)
@@ -118,7 +133,7 @@ def _record(
     if update.result is not None:
         if unit.pk not in (source.storage_id, source.lease_storage_id):
             return False
-        _record_result(source, unit, update.result, now)
+        _record_result(source, unit, update.result, sent_at, now)
     if update.snapshots:
         _record_snapshots(source, unit, update.snapshots, now)
     if update.hold is not None:
@@ -134,7 +149,13 @@ def _outcome_of(result: BackupResult) -> Outcome:
     return Outcome.PARTIAL if result.partial else Outcome.SUCCEEDED
 
 
-def _record_result(source: Source, unit: StorageUnit, result: BackupResult, now: datetime) -> None:
+def _record_result(
+    source: Source,
+    unit: StorageUnit,
+    result: BackupResult,
+    sent_at: datetime | None,
+    now: datetime,
+) -> None:
     began, ended = _moment(result.time_begin), _moment(result.time_end)
     is_new = records.add_backup(
         source,
@@ -151,12 +172,13 @@ def _record_result(source: Source, unit: StorageUnit, result: BackupResult, now:
     )
     if not is_new:
         return
+    began, ended = _by_our_clock(source, began, ended, sent_at, now)
     if result.success:
         _note_success(source, began, now)
         if result.snapshot:
             _add_snapshot(source, unit, result, now)
     else:
-        _note_failure(source, result, now)
+        _note_failure(source, result, began, now)
     if source.leased_at is None or ended >= source.leased_at - CLOCKS_DIFFER_BY:
         # Not by the late report of an earlier run, while a new one is going on.
         leases.release(source)
@@ -167,6 +189,45 @@ def _record_result(source: Source, unit: StorageUnit, result: BackupResult, now:
         ]
     )
     due.refresh(source, now)
+
+
+def _by_our_clock(
+    source: Source, began: datetime, ended: datetime, sent_at: datetime | None, now: datetime
+) -> tuple[datetime, datetime]:
+    """Return when a run began and ended as our clock had it.
+
+    That is when the unit says, but for a run that can't have been then, and can have been by the
+    difference between its clock and ours: else the run of a unit whose clock is wrong would never
+    end its lease, nor count for its period, and be made again and again. Nor did it begin in the
+    window before the one in which it was handed out. On the record stay the unit's own times, by
+    which the same report is known when it comes again.
+    """
+
+    def can_be(moment: datetime) -> bool:
+        earliest = source.leased_at or moment
+        return earliest - CLOCKS_DIFFER_BY <= moment <= now + CLOCKS_DIFFER_BY
+
+    off = timedelta() if sent_at is None else now - sent_at
+    try:
+        if not can_be(began) and can_be(began + off):
+            began, ended = began + off, ended + off
+    except OverflowError:
+        pass
+    return (_in_its_window(source, began) if can_be(began) else began), ended
+
+
+def _in_its_window(source: Source, began: datetime) -> datetime:
+    """Return when a run began, but not before the window in which it was handed out."""
+    if source.leased_at is None or began >= source.leased_at:
+        return began
+    try:
+        schedule = due.parse_schedule(source.frequency)
+    except ValueError:
+        return began
+    window = schedule.window(
+        due.schedule_key(source), source.leased_at.astimezone(get_default_timezone())
+    )
+    return began if window is None or began >= window[0] else source.leased_at
 
 
 def _note_success(source: Source, began: datetime, now: datetime) -> None:
@@ -181,8 +242,8 @@ def _note_success(source: Source, began: datetime, now: datetime) -> None:
         source.requested_at = None
 
 
-def _note_failure(source: Source, result: BackupResult, now: datetime) -> None:
-    if source.last_success_at is not None and _moment(result.time_begin) < source.last_success_at:
+def _note_failure(source: Source, result: BackupResult, began: datetime, now: datetime) -> None:
+    if source.last_success_at is not None and began < source.last_success_at <= now:
         # An old report, come late: things have gone well since.
         return
     source.failures += 1

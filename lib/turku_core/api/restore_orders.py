@@ -259,6 +259,14 @@ def extend(machine_id: int, running: Sequence[str], now: datetime) -> None:
         _refresh_machine(machine_id)
 
 
+def not_later(machine: Machine, now: datetime) -> None:
+    """Let a machine's orders wait no longer than they may, after the clock was ahead."""
+    orders = machine.restore_orders.filter(state__in=OPEN_STATES)
+    orders.filter(ordered_at__gt=now).update(ordered_at=now)
+    orders.filter(not_before__gt=now + LEASE).update(not_before=now + LEASE)
+    _refresh_machine(machine.pk)
+
+
 def lapse(now: datetime, machine: Machine | None = None) -> int:
     """End the orders that are too old to be meant still, of all machines or one.
 

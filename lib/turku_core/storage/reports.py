@@ -89,6 +89,7 @@ class Spool:
         self,
         client: Client,
         login: StorageLogin,
+        clock: Callable[[], datetime],
         stopping: Callable[[], bool] = lambda: False,
     ) -> Flushed:
         """Send what waits, the oldest first, until the API can't be reached.
@@ -104,7 +105,7 @@ class Spool:
                 if stopping():
                     break
                 try:
-                    if self._send(path, client, login):
+                    if self._send(path, client, login, clock):
                         sent += 1
                     else:
                         refused += 1
@@ -112,14 +113,16 @@ class Spool:
                     return Flushed(sent, refused, self.waiting(), str(error))
         return Flushed(sent, refused, self.waiting())
 
-    def _send(self, path: Path, client: Client, login: StorageLogin) -> bool:
+    def _send(
+        self, path: Path, client: Client, login: StorageLogin, clock: Callable[[], datetime]
+    ) -> bool:
         try:
             report = Report.from_json(json.loads(path.read_bytes()))
         except ValueError as error:
             self._set_aside(path, f"it is broken: {error}")
             return False
         try:
-            client.call(CALL, make_request(report, login))
+            client.call(CALL, make_request(report, login, clock()))
         except (ApiInvalid, ApiNotFound, ApiRefused) as error:
             self._set_aside(path, f"machine {report.machine}: {error}")
             return False
@@ -155,10 +158,13 @@ class Spool:
             os.close(descriptor)
 
 
-def make_request(report: Report, login: StorageLogin) -> dict[str, object]:
-    """Return the body of the call."""
+def make_request(report: Report, login: StorageLogin, now: datetime) -> dict[str, object]:
+    """Return the body of the call.
+
+    It says what our clock shows, since the API counts by its own and the report has ours.
+    """
     return {
-        "storage": {"name": login.name, "secret": login.secret},
+        "storage": {"name": login.name, "secret": login.secret, "time": now.timestamp()},
         "machine": report.to_json(),
     }
 

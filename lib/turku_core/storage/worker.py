@@ -195,7 +195,7 @@ class Worker:
         self._report_lost_runs()
         if self._refused or not self._spool.waiting():
             return REPORT_SECONDS
-        flushed = self._spool.flush(client, self._settings.login, self._stop.is_set)
+        flushed = self._spool.flush(client, self._settings.login, self._clock, self._stop.is_set)
         if flushed.error:
             raise TryAgainLater(flushed.error)
         return REPORT_SECONDS

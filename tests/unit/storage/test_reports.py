@@ -52,25 +52,26 @@ def begins(api: StandInApi, source: str = "docs") -> list[float]:
 def test_reports_go_out_in_the_order_they_were_made(api: StandInApi, spool: Spool) -> None:
     for number in range(12):
         spool.add(report(number), NOW)
-    assert spool.flush(client(api), LOGIN).sent == 12
+    assert spool.flush(client(api), LOGIN, lambda: NOW).sent == 12
     assert begins(api) == list(range(12))
     assert spool.waiting() == 0
-    assert spool.flush(client(api), LOGIN).sent == 0
+    assert spool.flush(client(api), LOGIN, lambda: NOW).sent == 0
 
 
 def test_the_order_is_kept_when_the_clock_is_set_back(api: StandInApi, spool: Spool) -> None:
     spool.add(report(1), NOW)
     spool.add(report(2), NOW.replace(year=2020))
-    spool.flush(client(api), LOGIN)
+    spool.flush(client(api), LOGIN, lambda: NOW)
     assert begins(api) == [1, 2]
 
 
 def test_the_request_is_v1s(api: StandInApi, spool: Spool) -> None:
     spool.add(report(1), NOW)
-    spool.flush(client(api), LOGIN)
+    spool.flush(client(api), LOGIN, lambda: NOW)
     [(name, request)] = api.requests
     assert name == "storage_ping_source_update"
-    assert request["storage"] == {"name": "unit", "secret": LOGIN.secret}
+    login = {"name": "unit", "secret": LOGIN.secret}
+    assert request["storage"] == {**login, "time": NOW.timestamp()}
     assert request["machine"]["uuid"] == MACHINE
     assert request["machine"]["sources"]["docs"]["snapshot"] == "s1"
 
@@ -79,11 +80,11 @@ def test_prior_art_27_nothing_is_lost_while_the_api_is_away(api: StandInApi, spo
     spool.add(report(1), NOW)
     spool.add(report(2), NOW)
     api.down()
-    flushed = spool.flush(client(api), LOGIN)
+    flushed = spool.flush(client(api), LOGIN, lambda: NOW)
     assert (flushed.sent, flushed.left) == (0, 2)
     assert flushed.error
     api.up()
-    assert spool.flush(client(api), LOGIN).sent == 2
+    assert spool.flush(client(api), LOGIN, lambda: NOW).sent == 2
     assert begins(api) == [1, 2]
 
 
@@ -97,11 +98,11 @@ def test_a_report_that_is_refused_is_set_aside_and_the_others_go_out(
     api.answers["storage_ping_source_update"] = answer
     for number, source in enumerate(["docs", "bad", "docs"]):
         spool.add(report(number, source), NOW)
-    flushed = spool.flush(client(api), LOGIN)
+    flushed = spool.flush(client(api), LOGIN, lambda: NOW)
     assert (flushed.sent, flushed.refused, flushed.left) == (2, 1, 0)
     assert begins(api) == [0, 2]
     assert spool.refused() == 1
-    assert spool.flush(client(api), LOGIN).refused == 0
+    assert spool.flush(client(api), LOGIN, lambda: NOW).refused == 0
 
 
 def test_prior_art_25_a_broken_report_stops_no_other(
@@ -110,7 +111,7 @@ def test_prior_art_25_a_broken_report_stops_no_other(
     spool.add(report(1), NOW)
     for number, content in enumerate([b"", b"{}", b"\xff", b'{"uuid": "../../x"}']):
         (tmp_path / f"reports/0000000000000000000{number}-x.json").write_bytes(content)
-    assert spool.flush(client(api), LOGIN).sent == 1
+    assert spool.flush(client(api), LOGIN, lambda: NOW).sent == 1
     assert spool.refused() == 4
 
 
@@ -118,7 +119,7 @@ def test_a_stop_is_heard_between_two_reports(api: StandInApi, spool: Spool) -> N
     for number in range(3):
         spool.add(report(number), NOW)
     asked = iter([False, True])
-    assert spool.flush(client(api), LOGIN, lambda: next(asked)).left == 2
+    assert spool.flush(client(api), LOGIN, lambda: NOW, lambda: next(asked)).left == 2
 
 
 def test_prior_art_08_no_secret_is_in_the_spool(spool: Spool, tmp_path: Path) -> None:
