@@ -692,6 +692,7 @@ def stored(turku: LocalTurku) -> dict[str, bytes]:
     return {name: what for name, what in content_of(machines).items() if "/snapshots/" in name}
 
 
+@pytest.mark.only_in_full
 def test_a_stolen_identity_reads_and_adds_and_no_more(
     turku: LocalTurku, tmp_path: Path, tally: Tally, dice: random.Random
 ) -> None:
