@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from turku_charm.statuses import one_line
 from turku_core.commandline import human_size
 
 ON_ROOT_DISK = "backups lie on the root disk: attach volumes or data"
+_OF_A_LOOP = re.compile("The worker's [^:]+: ")
+"""How the program introduces what a loop of the worker could not do."""
+
 _OF_THE_API = ("config", "reports")
 """The worker's loops that talk to the API: what is wrong with them, time mends, or the API."""
 
@@ -29,7 +33,7 @@ def statuses(
     later = [_loop_problem(usage, name) for name in _OF_THE_API]
     known = tuple(f"Volume {name!r}:" for name in explained)
     for problem in usage["problems"]:
-        if problem.startswith(known):
+        if _OF_A_LOOP.sub("", problem).startswith(known):
             continue
         kind = ops.WaitingStatus if problem in later else ops.BlockedStatus
         found.append(kind(one_line(problem)))

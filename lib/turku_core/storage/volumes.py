@@ -104,6 +104,7 @@ class Volumes:
         self.volumes = tuple(volumes)
         self.state_folder = state_folder
         self._gone: set[str] = set()
+        self._logged: set[str] = set()
 
     def get(self, name: str) -> Volume:
         """Return the mounted volume of this name. Raises VolumeError."""
@@ -157,10 +158,12 @@ class Volumes:
             )
 
     def mounted(self) -> list[Volume]:
-        """Return the volumes that can be used now; the others are logged as errors."""
+        """Return the volumes that can be used now; what is wrong with another is logged once."""
         usable, problems = self._sorted_out()
         for problem in problems:
-            logger.error("%s", problem)
+            if problem not in self._logged:
+                logger.error("%s", problem)
+        self._logged = set(problems)
         return usable
 
     def problems(self) -> list[str]:

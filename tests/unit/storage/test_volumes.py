@@ -74,6 +74,20 @@ def test_prior_art_29_a_mount_may_be_required_from_the_first_use(tmp_path: Path)
         unit.get("one")
 
 
+def test_a_volume_that_is_gone_is_logged_once_until_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unit = make_volumes(tmp_path, "one", "two")
+    assert len(unit.mounted()) == 2
+    away = tmp_path / "away"
+    for _ in range(2):
+        unit.volumes[0].path.rename(away)
+        assert [each.mounted() for each in (unit, unit)] == [[unit.volumes[1]]] * 2
+        away.rename(unit.volumes[0].path)
+        assert len(unit.mounted()) == 2
+    assert len(caplog.records) == 2
+
+
 def test_a_volume_brings_its_mark_to_a_unit_that_lost_its_state(tmp_path: Path) -> None:
     unit = make_volumes(tmp_path, "one")
     unit.get("one")

@@ -85,6 +85,13 @@ def test_what_has_been_said_of_a_volume_is_not_said_again() -> None:
     assert worst(statuses(told, False, {"data"})).name == "blocked"
 
 
+def test_a_loop_that_lacks_a_volume_of_which_all_was_said_is_not_said_either() -> None:
+    why = "Volume 'volumes': nothing is mounted on /srv/volumes; mount the volume."
+    told = usage(volume(mounted=False), problems=[why, f"The worker's expiry: {why}"])
+    assert [each.name for each in statuses(told, False, {"volumes"})] == ["active"]
+    assert worst(statuses(told, False, {"data"})).name == "blocked"
+
+
 def test_an_api_that_is_away_is_waited_for() -> None:
     worker = {"config": {"error": "The API is away."}, "verification": {"error": "broken"}}
     sentences = ["The worker's config: The API is away.", "The worker's verification: broken"]
