@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from turku_core.storage import (
     expiry,
     manifest,
     programs,
+    restore,
     source_folder,
     trouble,
     verification,
@@ -39,6 +41,8 @@ from turku_core.storage.reports import Report, Spool
 from turku_core.storage.snapshots import Environment
 from turku_core.storage.volumes import Volume, Volumes
 from turku_core.storage.worker import expiry_report
+
+logger = logging.getLogger(__name__)
 
 RETENTION = "last 1 snapshots"
 LATER = timedelta(hours=12)
@@ -113,13 +117,23 @@ class Station:
         self.queue = Queue(self.state / "queue")
         self.spool = Spool(self.state / "reports")
 
-    def back_up(self, daemon: Daemon, mode: str, at: datetime, *, source: str = "docs") -> None:
+    def back_up(
+        self,
+        daemon: Daemon,
+        mode: str,
+        at: datetime,
+        *,
+        machine: str = MACHINE,
+        source: str = "docs",
+    ) -> None:
         """Do what a session does, and then the worker."""
         with trouble.noticed(self.state, "one"):
-            _, received = self.unit.receive(daemon, mode, at=at, source=source, retention=RETENTION)
+            _, received = self.unit.receive(
+                daemon, mode, at=at, machine=machine, source=source, retention=RETENTION
+            )
             if not received.usable:
                 raise TurkuError(received.message)
-        self.queue.add(Job(MACHINE, source, id_of(at), queued_at=at))
+        self.queue.add(Job(machine, source, id_of(at), queued_at=at))
         self.work(at)
 
     def work(self, now: datetime) -> None:
@@ -146,15 +160,25 @@ class Station:
         """Verify every snapshot, as the worker does; return what is damaged by its id."""
         verdicts = {}
         for folder, record in self.unit.catalogue.listing().records:
-            verdict = verification.verify(
-                self.unit.catalogue, folder, record, self.unit.environment, now
-            )
-            verdicts[record.id] = verdict.damaged
+            try:
+                verdict = verification.verify(
+                    self.unit.catalogue, folder, record, self.unit.environment, now
+                )
+            except (TurkuError, OSError) as error:
+                logger.error("%s", error)  # as a round of the worker does, and goes on
+                continue
+            if record.machine == MACHINE:
+                verdicts[record.id] = verdict.damaged
         return verdicts
 
     def records(self) -> list[Record]:
-        """Return what is listed, the oldest first."""
-        return [record for _, record in self.unit.catalogue.listing().records]
+        """Return what is listed of the machine, the oldest first."""
+        return [record for _, record in self.unit.catalogue.listing(MACHINE).records]
+
+    def restore_of(self, machine: str, snapshot: str, target: Path) -> restore.Restored:
+        """Restore a snapshot of any machine to a local folder."""
+        chosen = restore.choose_snapshot(self.unit.catalogue, machine, "docs", snapshot)
+        return restore.restore_to_folder(chosen, target, self.unit.environment)
 
     def reported(self) -> set[str]:
         """Return the ids that were reported to the API as committed, and not as removed since."""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Max
 from django.utils.timezone import get_default_timezone
 
 from turku_core import fields
@@ -296,6 +297,9 @@ def _record_snapshots(
     proven = [_moment(state.proven_at) for state in states if state.proven_at is not None]
     if proven:
         _note_proven(source, min(max(proven), now))
+    damaged = [state for state in newest.values() if state.state == SnapshotState.DAMAGED]
+    if damaged:
+        _note_damage(source, unit, damaged, now)
 
 
 def _note_proven(source: Source, proven_at: datetime) -> None:
@@ -303,3 +307,23 @@ def _note_proven(source: Source, proven_at: datetime) -> None:
     if source.last_proven_at is None or source.last_proven_at < proven_at:
         source.last_proven_at = proven_at
         source.save(update_fields=["last_proven_at"])
+
+
+def _note_damage(
+    source: Source, unit: StorageUnit, damaged: Sequence[messages.SnapshotState], now: datetime
+) -> None:
+    """Take a run whose snapshot is damaged for a failed one, so that it is made again."""
+    held = Snapshot.objects.filter(source=source, taken_at__isnull=False)
+    newest = held.filter(storage=unit, name__in=[state.name for state in damaged])
+    if source.last_success_at is None:
+        return
+    if not newest.filter(taken_at__gte=source.last_success_at).exists():
+        return
+    good = held.filter(state__in=(SnapshotState.COMMITTED, SnapshotState.EXPIRED))
+    source.last_success_at = good.aggregate(newest=Max("taken_at"))["newest"]
+    source.failures += 1
+    source.last_failure_at = now
+    reason = damaged[0].error or "its files have changed"
+    source.problem = f"The newest snapshot is damaged: {reason}"[: records.PROBLEM_CHARACTERS_MAX]
+    source.save(update_fields=["last_success_at", "failures", "last_failure_at", "problem"])
+    due.refresh(source, now)

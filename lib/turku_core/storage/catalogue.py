@@ -211,12 +211,28 @@ class Catalogue:
             sources = fields.mapping(values.get("sources", {}), "sources")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            raise TurkuError(
-                f"{file} can't be read ({error}), so it isn't known where machine {machine} lies; "
-                "restore it, or remove it when every volume is mounted."
-            ) from error
+        except ValueError as error:
+            return self._find_places(machine, str(error))
+        except OSError as error:
+            raise self._unknown_places(machine, str(error)) from error
         return {**values, "sources": sources}
+
+    def _find_places(self, machine: str, problem: str) -> dict[str, Any]:
+        """Make a damaged file anew from what lies on the volumes; all must be there for it."""
+        if self.volumes.problems():
+            raise self._unknown_places(machine, problem)
+        found = [each for each in self.folders(machine) if not each.old_layout]
+        places = {"sources": {each.source: each.volume.name for each in found}}
+        self._write_places(machine, places)
+        file = self._places_file(machine)
+        logger.error("%s was broken (%s) and is made anew.", file, problem)
+        return places
+
+    def _unknown_places(self, machine: str, problem: str) -> TurkuError:
+        return TurkuError(
+            f"{self._places_file(machine)} can't be read ({problem}), so it isn't known where "
+            f"machine {machine} lies; mount every volume, or restore the file."
+        )
 
     def _remember(self, machine: str, source: str, volume: Volume) -> None:
         places = self._places(machine)
@@ -309,9 +325,14 @@ def _read_record(folder: SourceFolder, snapshot: str, mirror_id: str | None) -> 
 
 
 def _record_from(folder: SourceFolder, snapshot: str, values: Mapping[str, Any]) -> Record:
-    """Return a record as it was read; where it lies says whose it is."""
+    """Return a record as it was read; where it lies says whose it is.
+
+    Raises ValueError, also for one that is another snapshot's.
+    """
     place = {"machine": folder.machine, "source": folder.source, "id": snapshot}
     if not folder.old_layout:
+        if values.get("id", snapshot) != snapshot:
+            raise ValueError(f"it is that of snapshot {fields.shown(values['id'])}")
         return Record.from_json({**values, **place})
     rebuilt = rebuilt_record(folder, snapshot).to_json()
     own = {key: value for key, value in values.items() if key in rebuilt and value is not None}

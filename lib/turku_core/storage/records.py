@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from turku_core import fields
 
 SNAPSHOT_ID = re.compile(r"(\d{8}T\d{6}Z)(?:-(\d+))?")
 _RECORD_BYTES_MAX = 1024 * 1024
+_CHECKSUM = "(checksum)"
+"""Its key in a file of ours; nothing can have such a name."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +155,27 @@ def time_of_id(snapshot: str) -> datetime | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises OSError, ValueError."""
+    """Read a file that holds a JSON object. Raises OSError, ValueError.
+
+    One with a checksum that isn't its own has been damaged: that is a ValueError too.
+    """
     with path.open("rb") as file:
         raw = file.read(_RECORD_BYTES_MAX)
-    return fields.mapping(json.loads(raw.decode("utf-8")), path.name)
+    values = dict(fields.mapping(json.loads(raw.decode("utf-8")), path.name))
+    claimed = values.pop(_CHECKSUM, None)
+    if claimed is not None and claimed != _checksum(values):
+        raise ValueError("its checksum isn't that of its content")
+    return values
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """Return JSON as our files hold it."""
-    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+    """Return JSON as our files hold it: with a checksum, since damage may be valid JSON too."""
+    return json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=1, sort_keys=True) + "\n"
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from turku_core.errors import TurkuError
 from turku_core.storage import drill, manifest
 from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.records import Cycle, Record
-from turku_core.storage.snapshots import Environment, Mode, SnapshotError, get_mode
+from turku_core.storage.snapshots import (
+    Environment,
+    Mode,
+    SnapshotError,
+    distrust_mirror,
+    get_mode,
+)
 from turku_core.storage.source_folder import SourceBusy, SourceFolder
 
 logger = logging.getLogger(__name__)
@@ -182,8 +188,22 @@ def verify(
         failed = str(error)
     verdict = _write(catalogue, folder, record, now, depth, damaged, failed)
     verdict = dataclasses.replace(verdict, files_drilled=drilled)
+    if verdict.damaged is None and failed is None and depth is not Depth.DRILL:
+        _check_mirror(folder, record, mode)
     _log(folder, verdict)
     return verdict
+
+
+def _check_mirror(folder: SourceFolder, record: Record, mode: Mode) -> None:
+    """Compare a mirror that is restored from with its good snapshot; distrust it if it differs."""
+    try:
+        problem = mode.check_mirror(folder, record)
+        if problem is not None:
+            logger.error("%s: its mirror is damaged: %s", folder.label, problem)
+            with folder.lock(wait_seconds=60):
+                distrust_mirror(folder, record)
+    except (TurkuError, OSError) as error:
+        logger.error("%s: its mirror could not be compared: %s", folder.label, error)
 
 
 def _prove(

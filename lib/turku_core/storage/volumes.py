@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import random
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from turku_core.configuration import write_durably
 from turku_core.errors import TryAgainLater, TurkuError
 from turku_core.storage import trouble
+from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 
 MARKER = ".turku-volume"
+MARKER_COPY = ".turku-volume.copy"
+"""One damaged file must not put a whole volume out of use."""
+
+_FORGOTTEN = "forgotten"
+"""What is known of a volume that wasn't there when the registry was made anew."""
+
 RESERVE = ".turku-reserve"
 """A file that takes up some room until a full volume needs it to expire snapshots."""
 
@@ -141,18 +147,21 @@ class Volumes:
             raise VolumeNotMounted(
                 f"Volume {volume.name!r}: nothing is mounted on {volume.path}; mount the volume."
             )
-        marker = _read_marker(volume)
+        markers = _read_markers(volume)
         known = self._known().get(volume.name)
-        if known is None:
+        if known is None or (known == _FORGOTTEN and any(markers)):
             self._adopt(volume)
-        elif marker is None:
+        elif known in markers:
+            _mend_markers(volume, markers, known)
+        elif not any(markers):
             raise VolumeNotMounted(
                 f"Volume {volume.name!r}: {volume.path} has no {MARKER} file, and it had one: the "
                 "volume isn't mounted. Mount it; nothing was written to the folder below."
             )
-        elif marker != known:
+        else:
+            other = ", ".join(sorted({each for each in markers if each is not None}))
             raise VolumeNotMounted(
-                f"Volume {volume.name!r}: {volume.path} holds another volume ({marker}) than "
+                f"Volume {volume.name!r}: {volume.path} holds another volume ({other}) than "
                 f"before ({known}). Mount the right one, or, if it was replaced on purpose, "
                 f"remove its line from {self._registry}."
             )
@@ -302,36 +311,48 @@ class Volumes:
         return usable, problems
 
     def _known(self) -> dict[str, str]:
-        """Return the UUIDs by volume name. A registry that can't be read stops everything."""
+        """Return the UUIDs by volume name; what damage has made of a registry is made anew."""
         try:
-            values = json.loads(self._registry.read_text("utf-8"))
+            values = read_json(self._registry)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise VolumeError(
                 f"{self._registry} can't be read ({error}), so no volume can be told from an "
-                "unmounted one; restore it, or remove it when every volume is mounted."
+                "unmounted one."
             ) from error
-        if not isinstance(values, dict):
-            raise VolumeError(f"{self._registry} must hold names and UUIDs of volumes.")
+        except ValueError as error:
+            return self._register_anew(str(error))
         return {str(name): str(value) for name, value in values.items()}
+
+    def _register_anew(self, problem: str) -> dict[str, str]:
+        """Take the volumes that are there by their marks; no other is taken for a new one."""
+        known = {
+            volume.name: next((each for each in _read_markers(volume) if each), _FORGOTTEN)
+            for volume in self.volumes
+        }
+        self._registry.rename(self._registry.with_suffix(".json.broken"))
+        write_durably(self._registry, dumps(known))
+        logger.error("%s was broken (%s) and is made anew: %s", self._registry, problem, known)
+        return known
 
     def _adopt(self, volume: Volume) -> None:
         """Mark a volume on its first use, or take the mark that it brings along."""
         with _locked(self.state_folder / "volumes.lock"):
             known = self._known()
-            marker = _read_marker(volume)
+            marker = next((each for each in _read_markers(volume) if each), None)
             if marker is None:
                 marker = str(uuid.uuid4())
                 try:
-                    write_durably(volume.path / MARKER, marker + "\n", 0o644)
+                    for name in (MARKER, MARKER_COPY):
+                        write_durably(volume.path / name, marker + "\n", 0o644)
                 except OSError as error:
                     raise VolumeError(
                         f"Volume {volume.name!r}: {volume.path} can't be written to "
                         f"({error.strerror}); give it to the user {_user()}."
                     ) from error
             known[volume.name] = marker
-            write_durably(self._registry, json.dumps(known, indent=1, sort_keys=True) + "\n")
+            write_durably(self._registry, dumps(known))
         logger.info(
             "volume %s at %s is used for the first time: %s", volume.name, volume.path, marker
         )
@@ -379,19 +400,33 @@ def _user() -> str:
     return f"with uid {os.geteuid()}"
 
 
-def _read_marker(volume: Volume) -> str | None:
-    try:
-        text = (volume.path / MARKER).read_text("ascii").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise VolumeError(f"Volume {volume.name!r}: its {MARKER} can't be read: {error}") from error
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise VolumeError(
-            f"Volume {volume.name!r}: {volume.path / MARKER} doesn't hold a UUID."
-        ) from None
+def _read_markers(volume: Volume) -> list[str | None]:
+    """Return the UUIDs in the marker and its copy; None for one that is missing or damaged.
+
+    Raises VolumeError when there is no copy, and the one marker is no UUID.
+    """
+    found: list[str | None] = []
+    problems = []
+    for name in (MARKER, MARKER_COPY):
+        try:
+            text = (volume.path / name).read_text("ascii").strip()
+            found.append(str(uuid.UUID(text)))
+        except FileNotFoundError:
+            found.append(None)
+        except (OSError, ValueError) as error:
+            found.append(None)
+            problems.append(f"{volume.path / name} doesn't hold a UUID ({error})")
+    if problems and not any(found):
+        raise VolumeError(f"Volume {volume.name!r}: {' and '.join(problems)}.")
+    return found
+
+
+def _mend_markers(volume: Volume, markers: Sequence[str | None], known: str) -> None:
+    """Write a marker that is missing or damaged anew, if it can be written."""
+    for name, marker in zip((MARKER, MARKER_COPY), markers, strict=True):
+        if marker != known:
+            with suppress(OSError):
+                write_durably(volume.path / name, known + "\n", 0o644)
 
 
 @contextmanager

@@ -63,13 +63,14 @@ class Unit:
         mode: str,
         *,
         at: datetime = START,
+        machine: str = MACHINE,
         source: str = "docs",
         options: PullOptions = PLAIN,
         path: str | None = None,
         retention: str = "last 5 days, earliest of month",
     ) -> tuple[SourceFolder, Received]:
         """Do what a session does: pull and freeze."""
-        folder = self.catalogue.open(MACHINE, source)
+        folder = self.catalogue.open(machine, source)
         maker = get_mode(mode, self.environment)
         with folder.lock() as held:
             target = maker.prepare(folder)

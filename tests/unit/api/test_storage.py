@@ -230,6 +230,39 @@ def test_an_inventory_says_what_became_of_each_snapshot(world: World) -> None:
     assert Backup.objects.count() == 1
 
 
+def test_a_source_whose_newest_snapshot_is_damaged_is_backed_up_again(world: World) -> None:
+    unit, agent = world.unit(), world.agent()
+    world.backed_up(agent, unit)
+    good = agent.source().last_success_at
+    world.pass_time(days=1)
+    world.backed_up(agent, unit)
+    assert agent.check_in() == {}
+    newest = Snapshot.objects.latest("taken_at").name
+    damaged = [{"name": newest, "state": "damaged", "error": "the content of 'a' has changed"}]
+    unit.report(agent, {"docs": {"snapshots": damaged}})
+    assert agent.source().last_success_at == good
+    assert "the content of 'a' has changed" in agent.source().problem
+    world.pass_time(minutes=10)
+    assert list(agent.check_in()) == ["docs"]
+    world.pass_time(minutes=10)
+    unit.report_run(agent, snapshot="afresh")
+    unit.report(agent, {"docs": {"snapshots": damaged}})
+    assert agent.source().problem == ""
+    assert agent.check_in() == {}
+
+
+def test_damage_to_an_old_snapshot_makes_nothing_due(world: World) -> None:
+    unit, agent = world.unit(), world.agent()
+    world.backed_up(agent, unit)
+    old = Snapshot.objects.get().name
+    world.pass_time(days=1)
+    world.backed_up(agent, unit)
+    unit.report(agent, {"docs": {"snapshots": [{"name": old, "state": "damaged"}]}})
+    world.pass_time(minutes=10)
+    assert agent.check_in() == {}
+    assert agent.source().failures == 0
+
+
 def test_a_large_inventory_is_taken_in_one_report(world: World) -> None:
     unit, agent = world.unit(), world.agent()
     states = [{"name": f"snapshot-{number}", "state": "committed"} for number in range(2000)]

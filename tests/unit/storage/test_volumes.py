@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from turku_core.storage import volumes
+from turku_core.storage.records import read_json
 from turku_core.storage.volumes import Space, Volume, VolumeError, VolumeFull, VolumeNotMounted
 
 
@@ -38,7 +38,8 @@ def test_a_new_volume_is_marked_and_remembered(tmp_path: Path) -> None:
     unit = make_volumes(tmp_path, "one")
     assert unit.get("one").name == "one"
     marker = (tmp_path / "one" / volumes.MARKER).read_text().strip()
-    assert json.loads((tmp_path / "state" / "volumes.json").read_text()) == {"one": marker}
+    assert (tmp_path / "one" / volumes.MARKER_COPY).read_text().strip() == marker
+    assert read_json(tmp_path / "state" / "volumes.json") == {"one": marker}
 
 
 def test_prior_art_29_a_volume_that_is_not_mounted_is_an_error_and_not_filled(
@@ -63,7 +64,8 @@ def test_prior_art_29_another_volume_in_its_place_is_an_error(tmp_path: Path) ->
     unit.get("one")
     unit.get("two")
     marker = (tmp_path / "two" / volumes.MARKER).read_text()
-    (tmp_path / "one" / volumes.MARKER).write_text(marker)
+    for name in (volumes.MARKER, volumes.MARKER_COPY):
+        (tmp_path / "one" / name).write_text(marker)
     with pytest.raises(VolumeNotMounted, match="holds another volume"):
         unit.get("one")
 
@@ -97,12 +99,40 @@ def test_a_volume_brings_its_mark_to_a_unit_that_lost_its_state(tmp_path: Path) 
     assert (tmp_path / "one" / volumes.MARKER).read_text() == marker
 
 
-def test_a_broken_registry_stops_everything_rather_than_guess(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", '{"(checksum)": "not its own", "one": "x"}'])
+def test_a_broken_registry_is_made_anew_and_no_volume_that_is_away_is_taken_for_a_new_one(
+    tmp_path: Path, content: str
+) -> None:
+    unit = make_volumes(tmp_path, "one", "two")
+    unit.get("one")
+    unit.get("two")
+    (tmp_path / "two").rename(tmp_path / "unmounted")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "state" / "volumes.json").write_text(content)
+    assert unit.get("one").name == "one"
+    with pytest.raises(VolumeNotMounted, match="isn't mounted"):
+        unit.get("two")
+    assert list((tmp_path / "two").iterdir()) == []
+    (tmp_path / "two").rmdir()
+    (tmp_path / "unmounted").rename(tmp_path / "two")
+    assert unit.get("two").name == "two"
+
+
+@pytest.mark.parametrize("name", [volumes.MARKER, volumes.MARKER_COPY])
+@pytest.mark.parametrize(
+    "content", [None, "", "not a UUID", "6ba7b810-9dad-41d1-80b4-00c04fd430c8"]
+)
+def test_a_damaged_mark_is_mended_from_its_copy(
+    tmp_path: Path, name: str, content: str | None
+) -> None:
     unit = make_volumes(tmp_path, "one")
     unit.get("one")
-    (tmp_path / "state" / "volumes.json").write_text("{")
-    with pytest.raises(VolumeError, match="can't be read"):
-        unit.get("one")
+    marker = (tmp_path / "one" / name).read_text()
+    (tmp_path / "one" / name).unlink()
+    if content is not None:
+        (tmp_path / "one" / name).write_text(content)
+    assert unit.get("one").name == "one"
+    assert (tmp_path / "one" / name).read_text() == marker
 
 
 def test_an_unknown_volume_is_named_with_those_there_are(tmp_path: Path) -> None:

@@ -25,17 +25,17 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
 from turku_core.errors import TryAgainLater, TurkuError
-from turku_core.storage import holds, programs
+from turku_core.storage import holds, manifest, programs
 from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Statistics, Target
-from turku_core.storage.records import Pending, Record, read_json, time_of_id
+from turku_core.storage.records import Pending, Record, SourceState, read_json, time_of_id
 from turku_core.storage.source_folder import Readable, SourceFolder
 from turku_core.storage.trouble import incarnation
 
@@ -134,7 +134,7 @@ class Mode(ABC):
                 # A tree of link-dest shares inodes with snapshots: never write into it.
                 programs.remove_tree(folder.mirror)
             target = self._prepare(folder, distrust)
-        if _newest_is_damaged(folder):
+        if _was_damaged_since_the_newest(folder):
             # What is linked to, or shares its extents, would go on into the next snapshot.
             target = dataclasses.replace(target, checksum=True)
         folder.write_state(dataclasses.replace(folder.state(), mirror_mode=self.name))
@@ -225,6 +225,13 @@ class Mode(ABC):
     def verify(self, folder: SourceFolder, record: Record) -> str | None:
         """Check the snapshot's data; return what is damaged, or None. Raises SnapshotError."""
 
+    def check_mirror(self, folder: SourceFolder, record: Record) -> str | None:
+        """Say how a mirror that is kept beside the snapshot differs from it; None if it doesn't.
+
+        Raises SourceBusy, SnapshotError.
+        """
+        return None
+
     @abstractmethod
     def tidy(self, folder: SourceFolder) -> None:
         """Do what is due after removals; it may be begun again."""
@@ -236,16 +243,35 @@ def _entries(statistics: Statistics) -> int | None:
     return statistics.files_total - (statistics.folders_total or 0)
 
 
-def _newest_is_damaged(folder: SourceFolder) -> bool:
-    """Say whether a verification has found the newest snapshot's data to be bad."""
-    ids = [name for name in os.listdir(folder.snapshots) if time_of_id(name.removesuffix(".json"))]
-    newest = max((name for name in ids if name.endswith(".json")), default=None)
-    if newest is None:
-        return False
-    try:
-        return read_json(folder.snapshots / newest).get("damaged") is not None
-    except (OSError, ValueError):
-        return False
+def _was_damaged_since_the_newest(folder: SourceFolder) -> bool:
+    """Say whether a verification has found bad data that the newest snapshot may share."""
+    newest, damaged = "", ""
+    for name in os.listdir(folder.snapshots):
+        if not name.endswith(".json") or time_of_id(name.removesuffix(".json")) is None:
+            continue
+        newest = max(newest, name)
+        with suppress(OSError, ValueError):
+            values = read_json(folder.snapshots / name)
+            checked_at = values.get("checked_at")
+            if values.get("damaged") is not None and isinstance(checked_at, str):
+                found_at = datetime.fromisoformat(checked_at).astimezone(timezone.utc)
+                damaged = max(damaged, f"{found_at:%Y%m%dT%H%M%SZ}.json")
+    return damaged >= newest if damaged else False
+
+
+def distrust_mirror(folder: SourceFolder, record: Record) -> None:
+    """Let nothing be restored from a mirror that isn't what its snapshot is.
+
+    The next pull compares it by checksum, so that nothing of it goes on. The caller holds the
+    source's lock.
+    """
+    state = folder.state()
+    if state.mirror_id == record.id:
+        folder.write_state(
+            dataclasses.replace(
+                state, mirror_id=None, mirror_taken_at=None, unsynced_boot_id="damaged"
+            )
+        )
 
 
 def get_mode(name: str, environment: Environment) -> Mode:
@@ -448,12 +474,36 @@ def _settle(
         if found.condition is Condition.REMOVING:
             remove(catalogue, folder, found.record, environment, tell)
             done.append(f"{folder.label}: finished the removal of snapshot {found.record.id}.")
+        elif found.condition is Condition.WITHDRAWN and _is_still_the_mirror(folder, found.record):
+            folder.write_state(
+                dataclasses.replace(
+                    folder.state(),
+                    path=found.record.path,
+                    retention=found.record.retention,
+                    mode=found.record.mode,
+                    mirror_id=found.record.id,
+                    mirror_taken_at=found.record.taken_at,
+                    mirror_mode=found.record.mode,
+                )
+            )
+            done.append(f"{folder.label}: {found.record.id} is still what its mirror holds.")
         elif found.condition is Condition.WITHDRAWN:
             catalogue.forget(folder, found.record.id)
             done.append(f"{folder.label}: {found.record.id} is withdrawn, its mirror has changed.")
         elif found.condition is Condition.LOST:
             done.append(_rewrite(catalogue, folder, found.record))
     return done
+
+
+def _is_still_the_mirror(folder: SourceFolder, record: Record) -> bool:
+    """Say whether a bare mirror is what it was, where the state that would tell was lost."""
+    if folder.state() != SourceState() or folder.pending() is not None:
+        return False
+    known = manifest.read(folder.manifest(record.id))
+    try:
+        return known is not None and manifest.compare(folder.mirror, known) is None
+    except OSError:
+        return False
 
 
 def _rewrite(catalogue: Catalogue, folder: SourceFolder, record: Record) -> str:

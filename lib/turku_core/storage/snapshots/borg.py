@@ -6,10 +6,14 @@ owners and modes in them. A machine's sources share the repository and so take t
 
 from __future__ import annotations
 
+import configparser
 import errno
+import hashlib
 import json
+import logging
 import os
 import re
+import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +23,16 @@ from datetime import timezone
 from pathlib import Path
 from typing import Any
 
-from turku_core.configuration import ensure_private_folder
+from turku_core.configuration import ensure_private_folder, write_durably
+from turku_core.errors import TurkuError
 from turku_core.storage import manifest, programs
 from turku_core.storage.records import SNAPSHOT_ID, Pending, Record
 from turku_core.storage.snapshots import SnapshotError
 from turku_core.storage.snapshots.trees import write_manifest
 from turku_core.storage.snapshots.waiting import WaitingMirrorMode
-from turku_core.storage.source_folder import MIRROR, SourceFolder
+from turku_core.storage.source_folder import MIRROR, Readable, SourceFolder
+
+logger = logging.getLogger(__name__)
 
 _READER_LOCK_SECONDS = 600
 _WRITER_LOCK_SECONDS = 6 * 3600
@@ -36,6 +43,16 @@ _SEGMENT_BYTES = str(64 * 1024 * 1024)
 """
 
 _WARNING = 1
+_NAMED_MAX = 5
+
+_FOUND, _REPAIRED = "found", "repaired"
+"""How far the repair of a damaged repository is."""
+
+_REPLACED = "all-zero"
+"""What borg says of files that it can't give back whole since a repair (borg/archive.py)."""
+
+_OUTSIDE = ("No space left", "Insufficient free space", "Disk quota", "Read-only", "the lock")
+"""Words of failures for which a repository can't be blamed."""
 _REPORTED_MAX = 600
 
 
@@ -61,8 +78,14 @@ class Borg(WaitingMirrorMode):
                 made = self._checked(folder, command, held=held)
                 statistics = _archive_statistics(json.loads(made.stdout)["archives"][0])
             else:
+                if made.code > _WARNING and not any(each in made.stderr for each in _OUTSIDE):
+                    _note_damage(folder, _FOUND)
                 _check(folder, made)
                 statistics = _archive_statistics(json.loads(made.stdout)["archive"])
+            if _noted_damage(folder) == _REPAIRED:
+                # What is there again now is put back into the archives that had lost it.
+                self._checked(folder, make_repair_command(folder.repository), held=held)
+                _damage_file(folder).unlink()
         if made.code == _WARNING:
             summary = f"{record.summary}\nborg: {_words(made)}".strip()
             record = replace(record, partial=True, summary=summary)
@@ -165,13 +188,43 @@ class Borg(WaitingMirrorMode):
                 checked = self._run(folder, command, held=held)
             if checked.code < 0 or "Failed to create/acquire the lock" in checked.stderr:
                 raise SnapshotError(f"{folder.label}: borg could not check: {_words(checked)}")
-            if checked.code != 0:
+            if checked.code != 0 or _REPLACED in checked.stderr:
+                if _REPLACED not in checked.stderr:  # else that was done, and this is what is left
+                    self._repair_soon(folder)
                 return f"borg {command[1]}: {_words(checked)}"
         if manifest.read(folder.manifest(record.id)) is None:
             # An archive of an earlier release; from now on it has checksums too.
             with self.open_for_restore(folder, record) as tree:
                 manifest.write(folder.manifest(record.id), manifest.make(tree))
         return None
+
+    def _repair_soon(self, folder: SourceFolder) -> None:
+        """Repair the repository now, so that it serves the other snapshots; or before a commit."""
+        _note_damage(folder, _FOUND)
+        try:
+            with self._writing(folder):
+                pass
+        except (TurkuError, OSError) as error:
+            logger.error("%s: its repository isn't repaired yet: %s", folder.label, error)
+
+    def check_mirror(self, folder: SourceFolder, record: Record) -> str | None:
+        """Compare the files of a mirror that is restored from with their digests in the archive."""
+        command = ["borg", "list", "--json-lines", "--format={sha256}", *_common()]
+        with folder.reading(Readable.MIRROR):
+            if folder.state().mirror_id != record.id:
+                return None
+            with _reading(folder) as held:
+                command.append(_archive(folder, record))
+                listed = self._checked(folder, command, held=held)
+            items = [json.loads(line) for line in listed.stdout.splitlines()]
+            wrong = [
+                item["path"]
+                for item in items
+                if item["mode"].startswith("-")
+                and not _has_digest(folder.path / item["path"], item["sha256"])
+            ]
+        names = ", ".join(ascii(path) for path in sorted(wrong)[:_NAMED_MAX])
+        return f"{len(wrong)} of its files differ from the archive's: {names}." if wrong else None
 
     @contextmanager
     def _writing(self, folder: SourceFolder) -> Iterator[int]:
@@ -184,7 +237,26 @@ class Borg(WaitingMirrorMode):
             if _is_locked_by_the_dead(folder.repository):
                 command = ["borg", "break-lock", os.fspath(folder.repository)]
                 self._checked(folder, command, held=held)
+            if folder.repository.is_dir():
+                _mend_configuration(folder)
+                if _noted_damage(folder) == _FOUND:
+                    self._repair(folder, held)
             yield held
+
+    def _repair(self, folder: SourceFolder, held: int) -> None:
+        """Let borg take out of a repository what is damaged, so that it is archived again.
+
+        borg would go on to take a damaged chunk for one that it has. The archives keep a note of
+        what they have lost, and get it back when it comes again. borg's cache may be what is
+        damaged, and knows of chunks that are gone: it is made anew.
+        """
+        logger.error("%s: its machine's repository is damaged and is repaired", folder.label)
+        for cache in (self.environment.state_folder / "borg").glob(
+            f"**/borg/**/{_repository_id(folder)}"
+        ):
+            programs.remove_tree(cache)
+        self._checked(folder, make_repair_command(folder.repository), held=held)
+        _note_damage(folder, _REPAIRED)
 
     def _make_repository(self, folder: SourceFolder, held: int) -> None:
         """Make the machine's repository; one that a crash left half made is made again."""
@@ -272,6 +344,7 @@ def make_environment(base: Path, source: str) -> dict[str, str]:
     return {
         "BORG_BASE_DIR": os.fspath(base),
         "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+        "BORG_CHECK_I_KNOW_WHAT_I_AM_DOING": "YES",
         "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         "BORG_HOSTNAME_IS_UNIQUE": "yes",
         "BORG_HOST_ID": _host_id(),
@@ -344,6 +417,83 @@ def make_check_command(repository: Path, record: Record) -> list[str]:
         *_common(),
         os.fspath(repository),
     ]
+
+
+def make_repair_command(repository: Path) -> list[str]:
+    """Return the borg command that repairs a repository and its archives as far as it can be."""
+    return ["borg", "check", "--repair", *_common(_WRITER_LOCK_SECONDS), os.fspath(repository)]
+
+
+def _damage_file(folder: SourceFolder) -> Path:
+    return folder.machine_path / ".borg.damaged"
+
+
+def _note_damage(folder: SourceFolder, stage: str) -> None:
+    write_durably(_damage_file(folder), stage)
+
+
+def _noted_damage(folder: SourceFolder) -> str | None:
+    try:
+        return _damage_file(folder).read_text("ascii", "replace")
+    except FileNotFoundError:
+        return None
+
+
+def _repository_id(folder: SourceFolder) -> str:
+    return _read_configuration(folder)["id"]
+
+
+def _read_configuration(folder: SourceFolder) -> Mapping[str, str]:
+    """Return borg's settings of a repository. Raises ValueError, KeyError for what is none."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string((folder.repository / "config").read_text("utf-8"))
+        section = parser["repository"]
+    except (OSError, configparser.Error) as error:
+        raise ValueError(str(error)) from error
+    if section["version"] != "1" or not re.fullmatch(r"[0-9a-f]{64}", section["id"]):
+        raise ValueError("it isn't a repository's")
+    for name in ("segments_per_dir", "max_segment_size"):
+        if int(section[name]) <= 0:
+            raise ValueError(f"{name} isn't a size")
+    for name in ("append_only", "storage_quota", "additional_free_space"):
+        if not re.fullmatch(r"\d+[KMGT]?", section.get(name, "0")):
+            raise ValueError(f"{name} isn't a number")
+    return section
+
+
+def _mend_configuration(folder: SourceFolder) -> None:
+    """Write borg's settings of a repository anew when they are damaged.
+
+    Its id only names borg's caches, and the rest is what every repository of ours has.
+    """
+    try:
+        _read_configuration(folder)
+    except (ValueError, KeyError) as error:
+        logger.error("%s: borg's config is broken (%s): written anew", folder.label, error)
+        lines = {
+            "version": 1,
+            "segments_per_dir": 1000,
+            "max_segment_size": _SEGMENT_BYTES,
+            "append_only": 0,
+            "storage_quota": 0,
+            "additional_free_space": 0,
+            "id": secrets.token_hex(32),
+        }
+        text = "".join(f"{name} = {value}\n" for name, value in lines.items())
+        write_durably(folder.repository / "config", f"[repository]\n{text}\n")
+        _note_damage(folder, _FOUND)
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.sha256()
+            while block := file.read(1024 * 1024):
+                found.update(block)
+        return found.hexdigest() == digest
+    except OSError:
+        return False
 
 
 def archive_name(folder: SourceFolder, snapshot: str) -> str:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turku_core.storage import manifest, programs
+from turku_core.storage import programs
 from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import SnapshotError
-from turku_core.storage.snapshots.trees import write_manifest
+from turku_core.storage.snapshots.trees import compare_with_manifest, write_manifest
 from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import Readable, SourceFolder
 
@@ -53,12 +53,8 @@ class Nothing(WaitingMirrorMode):
     def verify(self, folder: SourceFolder, record: Record) -> str | None:
         """Compare the mirror with the checksums taken at the commit."""
         self._check(folder, record)
-        known = manifest.read(folder.manifest(record.id))
         try:
-            if known is None:
-                manifest.write(folder.manifest(record.id), manifest.make(folder.mirror))
-                return None
-            return manifest.compare(folder.mirror, known)
+            return compare_with_manifest(folder, record, folder.mirror)
         except OSError as error:
             return f"It can't be read: {error}."
 

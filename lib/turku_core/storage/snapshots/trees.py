@@ -68,11 +68,7 @@ class TreeMode(Mode):
         try:
             if not tree.is_dir():
                 return "Its files are gone."
-            known = manifest.read(folder.manifest(record.id))
-            if known is None:
-                manifest.write(folder.manifest(record.id), manifest.make(tree))
-                return None
-            return manifest.compare(tree, known)
+            return compare_with_manifest(folder, record, tree)
         except OSError as error:
             return f"It can't be read: {error}."
 
@@ -96,6 +92,23 @@ def write_manifest(
     listed = manifest.make(tree, former, without_unreadable=without_unreadable)
     manifest.write(folder.manifest(record.id), listed)
     return former, listed
+
+
+def compare_with_manifest(folder: SourceFolder, record: Record, tree: Path) -> str | None:
+    """Compare a tree with its checksums; return how it differs, or None. Raises OSError.
+
+    Only where there never were any, or with the record they were lost, they are taken from what is
+    there now: else a tree would be proven by itself.
+    """
+    known = manifest.read(folder.manifest(record.id))
+    if known is not None:
+        return manifest.compare(tree, known)
+    if folder.manifest(record.id).exists():
+        return "The file of its checksums is broken, so that it can't be proven."
+    if not (folder.old_layout or record.recovered):
+        return "The file of its checksums is gone, so that it can't be proven."
+    manifest.write(folder.manifest(record.id), manifest.make(tree))
+    return None
 
 
 def newest_manifest(folder: SourceFolder, before: str) -> manifest.Manifest | None:
