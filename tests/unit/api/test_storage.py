@@ -230,8 +230,12 @@ def test_an_inventory_says_what_became_of_each_snapshot(world: World) -> None:
     assert Backup.objects.count() == 1
 
 
+AT_SIX = {"docs": {"path": "/srv/docs", "frequency": "cron 0 6 * * *"}}
+"""Due at the same time whatever the machine's UUID is."""
+
+
 def test_a_source_whose_newest_snapshot_is_damaged_is_backed_up_again(world: World) -> None:
-    unit, agent = world.unit(), world.agent()
+    unit, agent = world.unit(), world.agent(sources=AT_SIX)
     world.backed_up(agent, unit)
     good = agent.source().last_success_at
     world.pass_time(days=1)
@@ -252,7 +256,7 @@ def test_a_source_whose_newest_snapshot_is_damaged_is_backed_up_again(world: Wor
 
 
 def test_damage_to_an_old_snapshot_makes_nothing_due(world: World) -> None:
-    unit, agent = world.unit(), world.agent()
+    unit, agent = world.unit(), world.agent(sources=AT_SIX)
     world.backed_up(agent, unit)
     old = Snapshot.objects.get().name
     world.pass_time(days=1)
