@@ -65,7 +65,9 @@ def tool(name: str, *arguments: str) -> tuple[str, ...]:
 
 def pytest_command(*arguments: str, as_root: bool = False) -> tuple[str, ...]:
     """Return the command of a test run; as root it goes through sudo when we are not root."""
-    command = tool("pytest", "-q", "-n", str(max(2, os.cpu_count() or 2)), *arguments)
+    # One more than there are processors: many tests wait for programs, and for time to pass.
+    processes = str(max(2, os.cpu_count() or 2) + 1)
+    command = tool("pytest", "-q", "-n", processes, "--dist=worksteal", *arguments)
     if as_root and os.geteuid() != 0:
         # Nothing of root's may be left in this user's tree.
         kept = (f"{name}={os.environ.get(name, '')}" for name in ("CI", "TURKU_FAULTS"))
@@ -122,7 +124,9 @@ INTEGRATION_AS_USER = (
 )
 
 # In the order of their files: the small bundle is looked at before others add to it.
-MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
+# Machines keep the processors busy: there are no more runs than processors.
+MODEL_PROCESSES = ("-n", str(max(2, os.cpu_count() or 2)))
+MODEL_TESTS = (*MODEL_PROCESSES, "--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
@@ -136,7 +140,7 @@ MODEL_SLOW = (
     Check(
         "what takes many minutes on machines",
         # One at a time: each wants the whole host.
-        pytest_command("-n0", *MODEL_TESTS, "slow_model", as_root=True),
+        pytest_command(*MODEL_TESTS, "slow_model", "-n0", as_root=True),
         counts_tests=True,
     ),
 )
