@@ -124,9 +124,7 @@ INTEGRATION_AS_USER = (
 )
 
 # In the order of their files: the small bundle is looked at before others add to it.
-# Machines keep the processors busy: there are no more runs than processors.
-MODEL_PROCESSES = ("-n", str(max(2, os.cpu_count() or 2)))
-MODEL_TESTS = (*MODEL_PROCESSES, "--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
+MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
