@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tests.model.runner.model import ActionFailed, Model
+from tests.model.runner.model import ActionFailed, Model, active
 
 TREE = Path(__file__).resolve().parent.parent.parent
 BUNDLES = TREE / "bundles"
@@ -77,6 +77,20 @@ def wait_for_backup(
         return len(good) >= count
 
     return model.wait(is_there, seconds_max, f"for backup {count} of {machine} {source or ''}")
+
+
+def well(model: Model) -> bool:
+    """Whether every unit is active; for `wait`, after something was disturbed.
+
+    Units that aren't look again, as Juju lets each of them every five minutes: what a status says
+    of a moment in which the API was started again stays until then.
+    """
+    if active(model):
+        return True
+    lacking = [unit for unit, (word, _) in model.status().items() if word != "active"]
+    if lacking and model.is_settled():
+        model.update_status(*lacking)
+    return False
 
 
 def agent_beside(model: Model, principal: str) -> str:

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from tests.model.fleet import BUNDLES, act, agent_beside
+from tests.model.fleet import BUNDLES, act, agent_beside, well
 from tests.model.runner.machines import Machine
-from tests.model.runner.model import Model, active
+from tests.model.runner.model import Model
 
 OVERLAY = {
     "postgresql": {"num_units": 1},
@@ -288,7 +288,7 @@ def fleet(image: Path, store: dict[str, Path]) -> Iterator[Fleet]:
     """The bundle, deployed and active, with agents that can go round."""
     with Model(image, store) as model:
         model.deploy(BUNDLES / "turku-ha.yaml", overlay=OVERLAY)
-        model.wait(active, 600, "for the bundle to be active")
+        model.wait(well, 600, "for the bundle to be active")
         units = model.entities.applications["ubuntu"].units
         rounds = [Rounds(unit, model.machine_of(unit)) for unit in units]
         for each in rounds:
@@ -337,7 +337,7 @@ def test_the_other_api_unit_leads_when_the_leader_has_no_power(fleet: Fleet) -> 
     old = fleet.first_unit()
     new = other(API_UNITS, old)
     model.elect(old)
-    model.wait(active, SECONDS_MAX, "for the bundle to be active")
+    model.wait(well, SECONDS_MAX, "for the bundle to be active")
     before = fleet.configuration(fleet.rounds[0].machine)
     said_before = {each.unit: len(each.said()) for each in fleet.rounds}
 
@@ -374,7 +374,7 @@ def test_the_other_api_unit_leads_when_the_leader_has_no_power(fleet: Fleet) -> 
 
     model.machine_of(old).start()
     fleet.wait(lambda: fleet.is_healthy(old), "for the lost unit to serve again")
-    model.wait(active, SECONDS_MAX, "for the bundle to be active again")
+    model.wait(well, SECONDS_MAX, "for the bundle to be active again")
     assert "late/0" in {each["machine"] for each in fleet.ask("list-sources", unit=old)}
     late = Rounds("late/0", model.machine_of("late/0"))
     late.prepare()

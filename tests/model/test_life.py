@@ -18,9 +18,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.model.fleet import BUNDLES, act, agent_beside
+from tests.model.fleet import BUNDLES, act, agent_beside, well
 from tests.model.runner.machines import Machine
-from tests.model.runner.model import Model, active
+from tests.model.runner.model import Model
 from turku_core import __version__
 
 DATA, BULK = "/srv/data", "/srv/bulk"
@@ -71,7 +71,7 @@ def life(image: Path, store: dict[str, Path], before: Before) -> Iterator[Model]
         model.deploy(BUNDLES / "turku.yaml", overlay={"turku-storage": {"storage": {}}})
         for unit in ("late/0", "ubuntu/0"):
             fill(model.machine_of(unit))
-        model.wait(active, PATIENCE, "for the small bundle to be active")
+        model.wait(well, PATIENCE, "for the small bundle to be active")
         before.files = files(model.machine_of("late/0"))
         yield model
 
@@ -299,7 +299,7 @@ def test_an_invalid_option_blocks_with_words_and_heals(life: Model) -> None:
     life.configure("turku-api", time_zone="UTC", default_schedule="daily")
     life.configure("turku-storage", high_water_mark=80, slots=10)
     life.configure("turku-agent", sources=SOURCES)
-    life.wait(active, PATIENCE, "for all to be active again")
+    life.wait(well, PATIENCE, "for all to be active again")
     assert usage(life)["work"]["slots"] == 10
 
 
@@ -358,7 +358,7 @@ def issuer_served(model: Model) -> str:
 def wait_for_issuer(model: Model, served: Callable[[str], bool]) -> None:
     """Wait until the API shows another certificate and everybody has heard of it."""
     model.wait(lambda each: served(issuer_served(each)), PATIENCE, "for the API's new certificate")
-    model.wait(active, PATIENCE, "for all to be active with the new certificate")
+    model.wait(well, PATIENCE, "for all to be active with the new certificate")
 
 
 def test_certificates_switch_both_ways_and_nobody_registers_anew(life: Model) -> None:
@@ -432,7 +432,7 @@ def test_charms_are_upgraded_while_a_backup_runs(
 
     for name in ("turku-api", "turku-storage", "turku-agent"):
         life.upgrade(name, newer(store[name], tmp_path))
-    life.wait(active, PATIENCE, "for the upgraded charms to be active")
+    life.wait(well, PATIENCE, "for the upgraded charms to be active")
     units = {name: unit.workload_version for name, unit in units_of(life).items()}
     assert {units[name] for name in ("turku-api/0", "turku-storage/0")} == {NEXT_VERSION}
     assert {units[agent_beside(life, name)] for name in ("ubuntu/0", "late/0")} == {NEXT_VERSION}
@@ -477,7 +477,7 @@ def test_the_agent_of_two_principals_goes_only_with_the_last(life: Model) -> Non
     life.deploy("ubuntu", "beside", machines=[number])
     life.settle(PATIENCE)
     life.integrate("beside:juju-info", "turku-agent:host")
-    life.wait(active, PATIENCE, "for the second principal's agent unit")
+    life.wait(well, PATIENCE, "for the second principal's agent unit")
     assert machine_names(life, who["machine_uuid"]) == {"late/0": "active"}
 
     life.remove_unit("late/0")
@@ -537,7 +537,7 @@ def test_storage_attached_later_loses_nothing_of_what_was_before(
     assert "backups lie on the root disk" in life.status()["turku-storage/0"][1]
 
     life.add_storage("turku-storage/0", "data", "400M")
-    life.wait(active, PATIENCE, "for the storage unit to have its storage")
+    life.wait(well, PATIENCE, "for the storage unit to have its storage")
     assert "root disk" not in life.status()["turku-storage/0"][1]
     volumes = {each["name"]: each for each in usage(life)["volumes"]}
     assert {name: (each["mounted"], each["accept_new"]) for name, each in volumes.items()} == {
@@ -596,7 +596,7 @@ def test_the_same_machine_deployed_again_restores_what_the_former_one_had(
     # What is new goes to the storage that came.
     assert places(life, "again/0", "data") == ["data"]
     life.update_status()
-    life.wait(active, PATIENCE, "for the machine to be well")
+    life.wait(well, PATIENCE, "for the machine to be well")
 
 
 # Machines that go down in the middle of a backup.
@@ -635,7 +635,7 @@ def test_a_storage_unit_rebooted_in_the_middle_of_a_backup(life: Model, way: str
     wait_for_backup_now(life, "again/0", "data")
     assert_restored(life, "again/0", "data", DATA)
     life.update_status()
-    life.wait(active, PATIENCE, "for all to be well again")
+    life.wait(well, PATIENCE, "for all to be well again")
 
 
 def assert_retried(model: Model, unit: str, held: list[str]) -> None:

@@ -6,8 +6,8 @@ import json
 import re
 import time
 
-from tests.model.fleet import act, agent_beside, backups, wait_for_backup
-from tests.model.runner.model import Model, active
+from tests.model.fleet import act, agent_beside, backups, wait_for_backup, well
+from tests.model.runner.model import Model
 
 FIRST_BACKUP_SECONDS = 60
 
@@ -52,7 +52,7 @@ def test_a_machine_that_comes_later_is_backed_up_within_a_minute(small: Model) -
 
     agent = agent_beside(small, "web/0")
     small.update_status()
-    small.wait(active, 60, "for the statuses")
+    small.wait(well, 60, "for the statuses")
     assert small.status()[agent][1].startswith("Last good backup ")
     assert act(small, "turku-api/0", "health")["state"] == "OK"
 
@@ -61,7 +61,7 @@ def test_a_machine_that_comes_later_is_backed_up_within_a_minute(small: Model) -
         small.integrate(f"{principal}:juju-info", "collector:host")
     for charm in ("turku-agent", "turku-api", "turku-storage"):
         small.integrate(f"{charm}:cos-agent", "collector:cos-agent")
-    small.wait(active, 60, "for the collectors")
+    small.wait(well, 60, "for the collectors")
     metrics = scrape(small, "turku-api/0")
     last = sample(
         metrics, "turku_api_source_last_success_timestamp_seconds", machine="web/0", source="etc"

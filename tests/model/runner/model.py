@@ -38,6 +38,7 @@ RETRY_FIRST, RETRY_MAX = 5.0, 300.0
 LOG_LINES_KEPT = 4000
 PAUSE = 0.05
 WAIT_SHARE = 1.5
+UNMOUNT_SECONDS = 30.0
 MACHINES_MAX = 240
 DISK_SIZE = "200G"
 """Of the file on which a model lies; it takes no more room than what is used of it."""
@@ -117,7 +118,7 @@ class Model:
             close.result()  # raises what was raised
         self.network.close()
         restore_limit()
-        run(["umount", str(self.folder)])
+        self._unmount_folder()
         self.folder.rmdir()
         self._disk.unlink()
 
@@ -127,6 +128,18 @@ class Model:
         features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"]
         run(["mkfs.ext4", "-q", *features, str(self._disk)])
         run(["mount", "-o", "loop,noatime", str(self._disk), str(self.folder)])
+
+    def _unmount_folder(self) -> None:
+        """Take the disk away once the kernel has let go of what the machines had mounted of it."""
+        deadline = time.monotonic() + UNMOUNT_SECONDS
+        while True:
+            try:
+                run(["umount", str(self.folder)])
+                return
+            except MachineError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE)
 
     # What a test does.
 
