@@ -68,6 +68,20 @@ def folder(path: Path) -> SourceFolder:
     return SourceFolder(Volume("main", path), MACHINE, "docs")
 
 
+def test_a_volume_that_is_gone_is_no_failure_of_expiry(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = settings.paths.state
+    volumes = Volumes((Volume("main", tmp_path / "gone"),), state)
+    worker = Worker(settings, Catalogue(volumes, state), lambda: NOW)
+    assert len(volumes.problems()) == 1
+    worker.expiry_round()
+    report = ExpiryReport((), (), (*volumes.problems(), "docs: it can't be removed"))
+    monkeypatch.setattr(expiry, "run", lambda *_, **__: report)
+    with pytest.raises(TurkuError, match=r"^docs: it can't be removed$"):
+        worker.expiry_round()
+
+
 def test_each_change_of_an_expiry_is_reported(tmp_path: Path) -> None:
     report = expiry_report(Change(folder(tmp_path), RECORD, "removed"))
     assert report.machine == MACHINE
