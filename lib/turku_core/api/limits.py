@@ -8,17 +8,19 @@ credentials before are looked at by a few threads of each worker only, so that t
 of them busy. A secret's 256 random bits need no limit against guessing. Administrators' passwords
 do: see `passwords.py`.
 
-The numbers are in memory that is shared by the processes forked after this module was loaded. It
-has a fixed size, and no lock: two workers that count in the same instant may count once.
+The numbers are in memory of a fixed size, shared by the processes forked after this module was
+loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import ipaddress
 import logging
 import mmap
+import os
 import secrets
 import struct
 import threading
@@ -76,24 +78,46 @@ class Budgets:
     def __init__(self, at_once: float, per_second: float) -> None:
         self._at_once = at_once
         self._per_second = per_second
-        self._memory = mmap.mmap(-1, _ADDRESSES * self._PLACE.size)
+        size = _ADDRESSES * self._PLACE.size
+        self._file = os.memfd_create("budgets")
+        os.truncate(self._file, size)
+        self._memory = mmap.mmap(self._file, size)
+        self._lock = threading.Lock()
 
     def has(self, address: str, now: float) -> bool:
         """Say whether an address has a failure left; `now` is of the monotonic clock."""
         return self._read(address, now)[1] >= 1
 
-    def spend(self, address: str, now: float) -> None:
-        """Take a failure from an address; say it in the log when that was the last one."""
-        owner, left, told = self._read(address, now)
-        left = max(0.0, left - 1)
-        if left < 1 and now - told >= RETRY_SECONDS:
-            told = now
+    def spend(self, address: str, now: float) -> bool:
+        """Take a failure from an address; say it in the log when that was the last one.
+
+        Returns:
+            Whether there was one to take.
+        """
+        with self._alone():
+            owner, left, told = self._read(address, now)
+            after = max(0.0, left - 1)
+            is_news = after < 1 and now - told >= RETRY_SECONDS
+            self._PLACE.pack_into(
+                self._memory, self._offset(owner), owner, after, now, now if is_news else told
+            )
+        if is_news:
             log.warning(
                 "%s has shown too many bad credentials: until they are fewer, the next ones are "
                 "answered 429 and not logged",
                 address,
             )
-        self._PLACE.pack_into(self._memory, self._offset(owner), owner, left, now, told)
+        return left >= 1
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep out other threads, and other processes: the lock of one that dies is released."""
+        with self._lock:
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _offset(self, owner: int) -> int:
         return owner % _ADDRESSES * self._PLACE.size
@@ -167,15 +191,13 @@ def counted(address: str, payload: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     source = subscriber(address)
-    has_budget = _failures.has(source, time.monotonic())
-    waits_for_a_thread = not has_budget and not _known.has(caller)
+    waits_for_a_thread = not (_failures.has(source, time.monotonic()) or _known.has(caller))
     if waits_for_a_thread and not _doubtful.acquire(blocking=False):
         raise TooMany
     try:
         yield
     except Refused as error:
-        _failures.spend(source, time.monotonic())
-        if has_budget:
+        if _failures.spend(source, time.monotonic()):
             raise
         raise TooMany from error
     finally:

@@ -371,7 +371,8 @@ class Worker:
     def run_once(self) -> int:
         """Do everything that is due now, and return the exit code.
 
-        It is 75 when nothing is wrong but that the API can't be reached.
+        It is 75 when nothing is wrong but that the API can't be reached, and 1 also when a volume
+        isn't there.
         """
         with _signals(self._stop), worker_lock(self._settings.paths.worker_lock):
             client = self._settings.make_client(API_SECONDS)
@@ -385,7 +386,7 @@ class Worker:
                 self._round("reports", lambda: self.report_round(client)),
             ]
             self._state.store()
-        if any(job.error for job in self._queue.jobs()):
+        if any(job.error for job in self._queue.jobs()) or self._catalogue.volumes.problems():
             return FAILED
         if None not in done:
             return DONE

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import subprocess
+import sys
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -132,6 +135,43 @@ def test_a_budget_comes_back_with_time() -> None:
     for _ in range(2):
         budgets.spend("192.0.2.1", 10_000.0)
     assert not budgets.has("192.0.2.1", 10_000.0)
+
+
+IN_THREE_PROCESSES = """
+import os
+from turku_core.api.limits import Budgets
+
+budgets = Budgets(100_000, 0.0)
+forked = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        for _ in range(20_000):
+            budgets.spend("192.0.2.1", 0.0)
+        os._exit(0)
+    forked.append(child)
+for child in forked:
+    assert os.waitpid(child, 0)[1] == 0
+left = 0
+while budgets.spend("192.0.2.1", 0.0):
+    left += 1
+print(left)
+"""
+
+
+def test_processes_and_threads_that_count_in_the_same_instant_all_count() -> None:
+    budgets = Budgets(40_000, 0.0)
+
+    def spend() -> int:
+        return sum(budgets.spend("192.0.2.1", 0.0) for _ in range(20_000))
+
+    with ThreadPoolExecutor(3) as pool:
+        taken = sum(one.result() for one in [pool.submit(spend) for _ in range(3)])
+    assert taken == 40_000
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THREE_PROCESSES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "40000\n"
 
 
 def test_a_million_addresses_need_no_more_memory_than_one() -> None:
