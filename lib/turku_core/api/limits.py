@@ -86,7 +86,8 @@ class Budgets:
 
     def has(self, address: str, now: float) -> bool:
         """Say whether an address has a failure left; `now` is of the monotonic clock."""
-        return self._read(address, now)[1] >= 1
+        with self._alone():
+            return self._read(address, now)[1] >= 1
 
     def spend(self, address: str, now: float) -> bool:
         """Take a failure from an address; say it in the log when that was the last one.
