@@ -32,8 +32,8 @@ class TryAgainLater(TurkuError):
 class LanguageError(ValueError):
     """A text that isn't of the language that it should be of: a schedule, a retention policy.
 
-    `text` is the whole of it, `column` (from 1) where it can't be read any further, and
-    `expected` says what should have been there.
+    `text` is the whole of it, `column` (from 1) where it can't be read any further, `expected`
+    says what should have been there, and `detail` is the message after the language's name.
     """
 
     language: ClassVar[str]
@@ -44,9 +44,8 @@ class LanguageError(ValueError):
         self.column = column
         self.expected = expected
         what = f"{_shortened(found)} is not understood" if found else "something is missing"
-        super().__init__(
-            f"{self.language} {_shortened(text)}, column {column}: {what}; expected {expected}"
-        )
+        self.detail = f"{_shortened(text)}, column {column}: {what}; expected {expected}"
+        super().__init__(f"{self.language} {self.detail}")
 
 
 def _shortened(text: str) -> str:

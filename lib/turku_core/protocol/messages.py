@@ -16,6 +16,7 @@ from typing import Any
 
 from turku_core import fields
 from turku_core.credentials import PublicKey
+from turku_core.errors import LanguageError
 from turku_core.fields import FieldError, join, optional, required
 from turku_core.retention import Policy
 from turku_core.schedule import Schedule
@@ -31,8 +32,8 @@ def frequency(value: object, field: str) -> str:
     schedule_text = fields.text(value, field)
     try:
         Schedule.parse(schedule_text)
-    except ValueError as error:
-        raise FieldError(field, str(error)) from error
+    except LanguageError as error:
+        raise FieldError(field, error.detail) from error
     return schedule_text
 
 
@@ -41,8 +42,8 @@ def retention(value: object, field: str) -> str:
     policy_text = fields.text(value, field)
     try:
         Policy.parse(policy_text)
-    except ValueError as error:
-        raise FieldError(field, str(error)) from error
+    except LanguageError as error:
+        raise FieldError(field, error.detail) from error
     return policy_text
 
 

@@ -162,6 +162,12 @@ def test_a_field_that_is_not_valid_is_named_with_its_place(
         MachineConfig.from_json({**copy.deepcopy(MACHINE), **change})
 
 
+def test_a_policy_that_is_not_understood_is_named_once() -> None:
+    with pytest.raises(FieldError) as caught:
+        Source.from_json({"path": "/srv", "retention": "for ever"}, "docs")
+    assert str(caught.value).startswith("docs.retention: 'for ever', column 1: 'for' is not ")
+
+
 def test_a_machine_has_a_bounded_number_of_sources() -> None:
     sources = {f"s{number}": {"path": "/"} for number in range(1001)}
     with pytest.raises(FieldError, match="at most 1000"):
