@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-import atheris  # type: ignore  # it is not in the environment of the tests
+import atheris
 
 with atheris.instrument_imports(include=["turku_core"]):
     from tests.faults import parsers

@@ -177,7 +177,12 @@ def _statements(steps: Steps) -> Iterator[None]:
 
 def begin_api(folder: Path) -> None:
     """Let the API that this process serves go by plans."""
-    from turku_core.api.serve import Server
+    from unittest import mock
 
-    load = Server.load
-    Server.load = lambda self: Application(load(self), folder)  # type: ignore[method-assign]  # for this process
+    from turku_core.api import serve
+
+    class Server(serve.Server):
+        def load(self) -> Any:
+            return Application(super().load(), folder)
+
+    mock.patch.object(serve, "Server", Server).start()

@@ -77,13 +77,13 @@ def deadline(seconds: float) -> Iterator[Deadline]:
         bound.close()
 
 
-class _Watched:
-    """What a connection of urllib3's does more: its socket is watched during each request."""
+class _Connection(urllib3.connection.HTTPConnection):
+    """A connection whose socket is watched during each request."""
 
     _twin: socket.socket | None = None
 
     def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc] # of urllib3's connection, beside which it stands
+        connected = super()._new_conn()
         # TLS takes the socket itself over, and this one goes on to name the connection.
         self._twin = connected.dup()
         self._watch()
@@ -91,25 +91,21 @@ class _Watched:
 
     def putrequest(self, *arguments: Any, **keywords: Any) -> None:
         self._watch()
-        super().putrequest(*arguments, **keywords)  # type: ignore[misc] # of urllib3's connection, beside which it stands
+        super().putrequest(*arguments, **keywords)
 
     def close(self) -> None:
         if self._twin is not None:
             self._twin.close()
             self._twin = None
-        super().close()  # type: ignore[misc] # of urllib3's connection, beside which it stands
+        super().close()
 
     def _watch(self) -> None:
         if _present.deadline is not None and self._twin is not None:
             _present.deadline.watch(self._twin)
 
 
-class _Connection(_Watched, urllib3.connection.HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Watched, urllib3.connection.HTTPSConnection):
-    pass
+class _SecureConnection(_Connection, urllib3.connection.HTTPSConnection):
+    """The same with TLS: what stands above comes before urllib3's own, of both kinds."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
