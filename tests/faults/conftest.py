@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.tally import FULL, PROPERTY, SEED, Tally
+from turku_core.local.turku import LocalTurku
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Tally:
     """The table's rows of this test; their kind is the first word of the file's name."""
     return Tally(request.path.stem.split("_")[1], record_property)
+
+
+@pytest.fixture(scope="module")
+def turku() -> Iterator[LocalTurku]:
+    """A whole Turku that the tests of a file share, each with machines of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="turku-faults-"))
+    try:
+        with LocalTurku(folder / "t", storage_settings={"snapshot_mode": "link-dest"}) as running:
+            yield running
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 import urllib.parse
@@ -33,16 +32,6 @@ KEY_GONE_SECONDS = 20
 """What the security page promises, and a loaded host needs some more."""
 
 MARK = b"a-line-that-nobody-else-is-to-read"
-
-
-@pytest.fixture(scope="module")
-def turku() -> Iterator[LocalTurku]:
-    folder = Path(tempfile.mkdtemp(prefix="turku-enemies-"))
-    try:
-        with LocalTurku(folder / "t", storage_settings={"snapshot_mode": "link-dest"}) as running:
-            yield running
-    finally:
-        shutil.rmtree(folder)
 
 
 def make_machine(turku: LocalTurku, folder: Path, **settings: Any) -> Machine:

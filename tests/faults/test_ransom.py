@@ -7,7 +7,6 @@ import random
 import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -501,16 +500,6 @@ def test_a_night_of_ransom_is_noticed_whatever_the_schedule_and_its_pace(
 
 
 # The whole of Turku: who may lift a hold, and what a stolen identity is good for.
-
-
-@pytest.fixture(scope="module")
-def turku() -> Iterator[LocalTurku]:
-    folder = Path(tempfile.mkdtemp(prefix="turku-ransom-"))
-    try:
-        with LocalTurku(folder / "t", storage_settings={"snapshot_mode": "link-dest"}) as running:
-            yield running
-    finally:
-        shutil.rmtree(folder)
 
 
 def back_up(turku: LocalTurku, machine: Machine) -> None:

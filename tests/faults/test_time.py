@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -14,6 +14,7 @@ from django.test.utils import override_settings
 from tests.faults.tally import FULL, Tally, times
 from tests.support import api_django  # noqa: F401  (chooses Django's settings)
 from tests.support.api_world import AgentCaller, UnitCaller, World
+from tests.support.expiry import carried_out
 from turku_core.retention import Policy
 from turku_core.schedule import Schedule
 from turku_core.storage.clock import ClockState, Reading, judge_clock
@@ -250,18 +251,7 @@ class Store:
             self.clock = judge_clock(self.clock, Reading(now, "boot", uptime))
             made = decide(self.records, POLICY, now, clock_problem=self.clock.problem)
             changed += len(made.expire) + len(made.remove)
-            gone = {record.id for record in made.remove}
-            expired = {record.id for record in made.expire}
-            wanted = {record.id for record in made.unexpire}
-            self.records = [
-                replace(record, expired_at=now)
-                if record.id in expired
-                else replace(record, expired_at=None)
-                if record.id in wanted
-                else record
-                for record in self.records
-                if record.id not in gone
-            ]
+            self.records = carried_out(made, self.records, now)
         return changed
 
     def _back_up(self, number: int, now: datetime) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import pytest
 
 from tests.support import api_django  # noqa: F401  (chooses Django's settings)
-from tests.support.api_world import World
+from tests.support.api_world import AgentCaller, UnitCaller, World
 
 
 @pytest.fixture
@@ -23,3 +23,19 @@ def now() -> datetime:
 def world(db: None, now: datetime, monkeypatch: pytest.MonkeyPatch) -> World:
     """An API with registration keys, a clock that a test can set, and callers of all kinds."""
     return World(now, monkeypatch)
+
+
+@pytest.fixture
+def unit(world: World) -> UnitCaller:
+    """A storage unit that was seen just now."""
+    unit = world.unit()
+    unit.update()
+    return unit
+
+
+@pytest.fixture
+def agent(world: World, unit: UnitCaller) -> AgentCaller:
+    """A machine with one good backup."""
+    agent = world.agent()
+    world.backed_up(agent, unit)
+    return agent

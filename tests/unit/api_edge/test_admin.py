@@ -44,22 +44,6 @@ LISTS = (
 
 
 @pytest.fixture
-def unit(world: World) -> UnitCaller:
-    """A storage unit that was seen just now."""
-    unit = world.unit()
-    unit.update()
-    return unit
-
-
-@pytest.fixture
-def agent(world: World, unit: UnitCaller) -> AgentCaller:
-    """A machine with one good backup."""
-    agent = world.agent()
-    world.backed_up(agent, unit)
-    return agent
-
-
-@pytest.fixture
 def site(world: World) -> Iterator[Client]:
     """A browser in which an administrator has logged in."""
     client = Client()

@@ -21,22 +21,6 @@ PERFORMANCE = re.compile(r"(?:'[^'=]+'|[^'=\s]+)=[-0-9.]+%?(?:;[-0-9.]*){0,4}")
 """One item of performance data, as the Monitoring Plugins Development Guidelines have it."""
 
 
-@pytest.fixture
-def unit(world: World) -> UnitCaller:
-    """A storage unit that was seen just now."""
-    unit = world.unit()
-    unit.update()
-    return unit
-
-
-@pytest.fixture
-def agent(world: World, unit: UnitCaller) -> AgentCaller:
-    """A machine with one good backup."""
-    agent = world.agent()
-    world.backed_up(agent, unit)
-    return agent
-
-
 def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as ended:
         call_command("health", *arguments)

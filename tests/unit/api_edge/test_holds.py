@@ -27,18 +27,8 @@ HELD = {
 
 
 @pytest.fixture
-def unit(world: World) -> UnitCaller:
-    """A storage unit that was seen just now."""
-    unit = world.unit()
-    unit.update()
-    return unit
-
-
-@pytest.fixture
-def agent(world: World, unit: UnitCaller) -> AgentCaller:
+def agent(agent: AgentCaller, unit: UnitCaller) -> AgentCaller:
     """A machine with one good backup, whose source is held."""
-    agent = world.agent()
-    world.backed_up(agent, unit)
     assert unit.report(agent, {"docs": {"hold": HELD}}).status == 200
     return agent
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.expiry import carried_out
 from turku_core.retention import Policy
 from turku_core.storage.clock import ClockState, Reading, judge_clock
 from turku_core.storage.expiry import Decision, decide
@@ -55,19 +56,7 @@ class History:
             grace=self.grace,
             clock_problem=problem,
         )
-        gone = {record.id for record in decision.remove}
-        gone |= {record.id for record in decision.remove_when_full} if full else set()
-        new = {record.id for record in decision.expire}
-        back = {record.id for record in decision.unexpire}
-        self.records = [
-            replace(record, expired_at=now)
-            if record.id in new
-            else replace(record, expired_at=None)
-            if record.id in back
-            else record
-            for record in self.records
-            if record.id not in gone
-        ]
+        self.records = carried_out(decision, self.records, now, is_full=full)
         return decision
 
     def days(self, count: int, begin: datetime) -> datetime:
