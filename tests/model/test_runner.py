@@ -455,3 +455,18 @@ def test_nothing_of_a_model_is_left_when_it_is_closed(image: Path, tiny: dict[st
     while Path(f"/proc/{leader}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{leader}").exists()
+
+
+def test_a_machine_of_another_model_keeps_no_disk_of_one_that_is_closed(
+    model: Model, image: Path, tiny: dict[str, Path]
+) -> None:
+    with Model(image, tiny, "other", "10.77.2") as other:
+        machine = other.machines[other.add_machine()]
+        machine.attach_disk("/data", "20M")
+        machine.reboot()
+        # It boots while the host has the other one's disk mounted, and goes on when that is gone.
+        model.add_machine()
+        folder = str(other.folder)
+    assert folder not in Path("/proc/self/mounts").read_text()
+    assert folder not in run(["losetup", "--list"])
+    assert not Path(folder).exists()

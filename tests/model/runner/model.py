@@ -123,7 +123,13 @@ class Model:
         self._disk.unlink()
 
     def _mount_folder(self) -> None:
-        """Mount a disk where all that the model makes lies: to throw it away takes no time."""
+        """Mount a disk where all that the model makes lies: to throw it away takes no time.
+
+        nspawn hides the host's mounts from a machine and keeps copies of them. So they lie on a
+        shared one: what is unmounted here is unmounted on the machines of other models too
+        (mount_namespaces(7)).
+        """
+        run(["mount", "--bind", "--make-shared", str(self.folder), str(self.folder)])
         run(["truncate", f"--size={DISK_SIZE}", str(self._disk)])
         features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"]
         run(["mkfs.ext4", "-q", *features, str(self._disk)])
@@ -135,11 +141,12 @@ class Model:
         while True:
             try:
                 run(["umount", str(self.folder)])
-                return
+                break
             except MachineError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(PAUSE)
+        run(["umount", str(self.folder)])
 
     # What a test does.
 
