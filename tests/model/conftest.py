@@ -72,13 +72,17 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how long each test took, with what was made for it."""
-    seconds: dict[str, float] = {}
+    """Print how long each scenario took, and each of its tests, with what was made for it."""
+    scenarios: dict[str, dict[str, float]] = {}
     for outcome in ("passed", "failed", "error", ""):
         for report in terminalreporter.stats.get(outcome, []):
-            if isinstance(report, pytest.TestReport) and "tests/model/" in report.nodeid:
-                seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
-    if seconds:
-        terminalreporter.section("time of each test on machines")
-    for name, took in sorted(seconds.items()):
-        terminalreporter.line(f"{took:7.1f} s  {name.removeprefix('tests/model/')}")
+            if isinstance(report, pytest.TestReport) and report.nodeid.startswith("tests/model/"):
+                scenario, _, name = report.nodeid.partition("::")
+                seconds = scenarios.setdefault(scenario, {})
+                seconds[name] = seconds.get(name, 0.0) + report.duration
+    if scenarios:
+        terminalreporter.section("time of each scenario on machines")
+    for scenario, seconds in sorted(scenarios.items()):
+        terminalreporter.line(f"{sum(seconds.values()):7.1f} s  {scenario}")
+        for name, took in sorted(seconds.items()):
+            terminalreporter.line(f"{took:7.1f} s    {name}")
