@@ -196,11 +196,11 @@ def snapshots(model: Model, machine: str, source: str) -> list[str]:
 
 def wait_for_check_in(model: Model, unit: str, seconds_max: float = PATIENCE) -> None:
     """Let a machine check in now, and wait until the API has seen it."""
-    before = api(model, "show-machine", unit)["last seen"]
+    before = api(model, "show-machine", unit)["last_seen"]
 
     def is_seen(each: Model) -> bool:
         each.machine_of(unit).run(["systemctl", "start", "--no-block", "turku-agent-ping.service"])
-        return bool(api(each, "show-machine", unit)["last seen"] != before)
+        return bool(api(each, "show-machine", unit)["last_seen"] != before)
 
     model.wait(is_seen, seconds_max, f"for a check-in of {unit}")
 

@@ -176,6 +176,9 @@ def test_a_machine_is_shown_with_its_sources_and_backups(
     shown = json.loads(run("show-machine", agent.uuid, "--json"))
     assert shown["sources"][0]["source"] == "docs"
     assert shown["backups"][0]["outcome"] == "succeeded"
+    keys = {*shown, *shown["sources"][0], *shown["backups"][0]}
+    assert {"last_seen", "ssh_key", "next_due", "bytes_stored"} < keys
+    assert not any(" " in key for key in keys)
 
 
 def test_a_machine_is_found_by_uuid_or_by_a_name_that_tells(run: Run, world: World) -> None:

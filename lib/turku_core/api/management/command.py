@@ -133,7 +133,7 @@ class ListingCommand(ReportingCommand):
         """Print the rows."""
         rows = self.rows(options)
         if options["json"]:
-            print_json([{key.replace(" ", "_"): row[key] for key in row} for row in rows])
+            print_json([as_object(row) for row in rows])
         else:
             print_rows(self.headings, rows, self.nothing)
 
@@ -147,6 +147,11 @@ def print_rows(headings: Sequence[str], rows: Sequence[Mapping[str, Any]], nothi
         print(nothing)
         return
     print_table(headings, [[_shown(heading, row[heading]) for heading in headings] for row in rows])
+
+
+def as_object(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as JSON has it: under the names of a table's headings, written with `_`."""
+    return {key.replace(" ", "_"): value for key, value in row.items()}
 
 
 def print_changes(changes: Mapping[str, Sequence[str]], *, as_json: bool) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from turku_core.api import clock
-from turku_core.api.management.command import ReportingCommand, operator_name, order_row
+from turku_core.api.management.command import (
+    ReportingCommand,
+    as_object,
+    operator_name,
+    order_row,
+)
 from turku_core.api.models import OrderState, RestoreOrder
 from turku_core.api.operations import find_machine
 from turku_core.api.restore_orders import order_restore
@@ -73,7 +78,7 @@ class Command(ReportingCommand):
         if options["wait"] > 0:
             order = _wait(order, options["wait"])
         if options["json"]:
-            print_json({key.replace(" ", "_"): value for key, value in order_row(order).items()})
+            print_json(as_object(order_row(order)))
         else:
             _print(order)
         code = _exit_code(order, waited=options["wait"] > 0)

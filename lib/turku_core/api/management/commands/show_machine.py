@@ -11,6 +11,7 @@ from turku_core.api.management.command import (
     BACKUP_HEADINGS,
     SOURCE_HEADINGS,
     ReportingCommand,
+    as_object,
     backup_row,
     print_rows,
     source_rows,
@@ -52,7 +53,11 @@ class Command(ReportingCommand):
         newest = Backup.objects.filter(machine=machine)[:BACKUPS_SHOWN]
         backups = [backup_row(each) for each in newest]
         if options["json"]:
-            print_json({**facts, "sources": sources, "backups": backups})
+            rows = {
+                "sources": [as_object(row) for row in sources],
+                "backups": [as_object(row) for row in backups],
+            }
+            print_json({**as_object(facts), **rows})
             return
         for name, value in facts.items():
             shown = human_time(value) if isinstance(value, datetime) else value
