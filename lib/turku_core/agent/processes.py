@@ -130,13 +130,19 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 class LineReader:
-    """Cuts what a descriptor delivers into lines, without ever waiting for more."""
+    """Cuts what a descriptor delivers into lines, without ever waiting for more.
+
+    Attributes:
+        count: How many bytes were read so far.
+        ended: Whether there will be no more.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._descriptor = stream.fileno()
         os.set_blocking(self._descriptor, False)
         self._buffer = bytearray()
+        self.count = 0
         self.ended = False
 
     def fileno(self) -> int:
@@ -151,6 +157,7 @@ class LineReader:
             except BlockingIOError:
                 break
             self.ended = not chunk
+            self.count += len(chunk)
             self._buffer += chunk
             if self.ended or b"\n" in chunk or len(self._buffer) > LINE_BYTES_MAX:
                 return self._complete_lines()

@@ -191,7 +191,7 @@ def carry_out(
         TurkuError: It didn't begin.
     """
     if not task.dry_run:
-        make_restore_folder(task.folder)
+        make_restore_folder(task.folder, agent.settings.restore_path.absolute())
     outcome = "failed"
     try:
         if task.hooks_of is not None:
@@ -259,8 +259,13 @@ def require_own_folders(folder: Path, top: Path) -> None:
             )
 
 
-def make_restore_folder(folder: Path) -> None:
+def make_restore_folder(folder: Path, top: Path) -> None:
     """Make the folder that files are restored into, as far as it isn't there.
+
+    Args:
+        folder: Where files are restored.
+        top: The restore folder. It is its owner's alone: what a storage unit sends may be a
+            program that takes on root's rights.
 
     Raises:
         TurkuError: It can't be made, or its path is too long for rsync's daemon.
@@ -271,6 +276,8 @@ def make_restore_folder(folder: Path) -> None:
             "bytes that rsync's daemon takes: use a shorter --target."
         )
     try:
+        if top in (folder, *folder.parents):
+            ensure_private_folder(top)
         ensure_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

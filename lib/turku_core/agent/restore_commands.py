@@ -25,6 +25,7 @@ from turku_core.agent.rsync_daemon import RESTORE_MODULE, make_module
 from turku_core.agent.session import Event, SessionPlan, run_session
 from turku_core.agent.snapshots import Snapshot
 from turku_core.commandline import Progress, human_size, human_time, print_json, print_table
+from turku_core.configuration import ensure_private_folder
 from turku_core.errors import DONE, TurkuError
 from turku_core.protocol.messages import StorageAddress
 
@@ -155,13 +156,14 @@ def _wait_for_administrator(agent: RestoringAgent, target: Path | None, stop: St
 
     Each unit prints a ready-made rsync line for its administrator.
     """
-    folder = target.absolute() if target else agent.settings.restore_path
+    top = agent.settings.restore_path.absolute()
+    folder = target.absolute() if target else top
     storages = agent.offer.storages_of(None)
     if not storages:
         raise TurkuError(
             "The API names no storage unit for this machine: it has no source there yet."
         )
-    make_restore_folder(folder)
+    make_restore_folder(folder, top)
     print(
         f"The folder {folder} is open for restoring; files that are there may be replaced.\n"
         "Press Ctrl-C when the administrator of the storage unit is done.",
@@ -185,6 +187,9 @@ def _wait_for_administrator(agent: RestoringAgent, target: Path | None, stop: St
         for thread in threads:
             thread.join()
         finish_links(folder)
+        if folder == top:
+            # With the files came the mode of the folder that they lay in.
+            ensure_private_folder(top)
     if failure is not None:
         raise failure
     return DONE

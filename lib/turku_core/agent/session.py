@@ -35,6 +35,7 @@ from turku_core.agent.tunnel import (
     link_key,
     make_ssh_command,
 )
+from turku_core.commandline import human_size
 from turku_core.configuration import ensure_private_folder
 from turku_core.errors import DONE, TRY_AGAIN_LATER, TryAgainLater, TurkuError
 from turku_core.protocol.messages import StorageAddress
@@ -45,8 +46,13 @@ SILENCE_SECONDS = 12 * 3600.0
 """A unit of v1 may make a snapshot of a large tree for hours without a word, while the agent waits.
 A dead network is noticed by ssh within a minute; this is for a unit that is stuck."""
 
+SAID_BYTES_MAX = 2**30
+"""Of a storage unit's words in one session. The most that is meant are the names of some ten
+million files, from a unit of v1; who says more would only keep this machine busy."""
+
 _SSH_FAILED = 255
 _LINES_KEPT = 20
+_LINE_CHARACTERS_MAX = 2000
 _END_SECONDS = 10.0
 _SWEEPING = ".lock"
 
@@ -201,6 +207,11 @@ class _Conversation:
                 ready = waiter.wait(self._plan.patience if self._told else left)
                 if not ready:
                     self._lose_patience()
+                if answers.count + words.count > SAID_BYTES_MAX:
+                    raise SessionFailed(
+                        f"Storage unit {self._plan.storage.name} says more than "
+                        f"{human_size(SAID_BYTES_MAX)} in one session: look at what it does."
+                    )
                 if words in ready:
                     self._hear(words.read(), ssh)
                 if answers in ready:
@@ -234,7 +245,7 @@ class _Conversation:
                 self._tell(ssh)
             elif line.strip():
                 logger.debug("storage unit %s: ssh: %s", self._plan.storage.name, printable(line))
-                self._said = [*self._said, line][-_LINES_KEPT:]
+                self._said = [*self._said, line[:_LINE_CHARACTERS_MAX]][-_LINES_KEPT:]
 
     def _tell(self, ssh: subprocess.Popen[bytes]) -> None:
         """Write the session's JSON. Standard input stays open: in a restore its end is the end."""

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _SNAPSHOTS_MAX = 200_000
 """From one storage unit: a thousand sources with two hundred snapshots each."""
 
+_INVALID_SHOWN_MAX = 5
+
 _LIST_SECONDS = 600.0
 
 _DAMAGE_CHARACTERS_MAX = 1000
@@ -226,17 +228,21 @@ def _list_one(
 ) -> list[Snapshot]:
     snapshots: list[Snapshot] = []
     answered = False
+    listed = invalid = 0
 
     def on_event(event: Event) -> None:
-        nonlocal answered
+        nonlocal answered, listed, invalid
         if event["event"] != "snapshots" or not isinstance(event.get("snapshots"), list):
             return
         answered = True
-        for value in event["snapshots"][: _SNAPSHOTS_MAX - len(snapshots)]:
+        for value in event["snapshots"][: _SNAPSHOTS_MAX - listed]:
+            listed += 1
             try:
                 snapshots.append(Snapshot.from_json(value, storage))
             except FieldError as error:
-                logger.warning("%s", error)
+                invalid += 1
+                if invalid <= _INVALID_SHOWN_MAX:
+                    logger.warning("%s", error)
 
     run_session(
         SessionPlan(storage, "list", patience=_LIST_SECONDS),
@@ -245,6 +251,10 @@ def _list_one(
         stop=stop,
         on_event=on_event,
     )
+    if invalid > _INVALID_SHOWN_MAX:
+        logger.warning(
+            "storage unit %s: %d snapshots of its list are not valid", storage.name, invalid
+        )
     if not answered:
         raise TurkuError(
             f"Storage unit {storage.name} sends no list of snapshots: it may be an older one. Use "

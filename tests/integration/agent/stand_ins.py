@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support.sshd import Sshd, running_sshd
 from tests.support.stand_in_api import StandInApi
@@ -206,6 +206,16 @@ class StandInUnit:
         self._running.close()
 
 
+class Place(Protocol):
+    """A storage unit as a machine and its API need to know it."""
+
+    def address(self, **changes: Any) -> dict[str, Any]:
+        """Return the ``storage`` of a SOURCE, as the API answers it."""
+
+    def authorize(self, *public_keys: str) -> None:
+        """Let machines in, and no others."""
+
+
 class AgentMachine:
     """A machine with an agent, its whole state below one root.
 
@@ -214,7 +224,7 @@ class AgentMachine:
         offered: What the API says may be restored: the ``machine`` of its answer.
     """
 
-    def __init__(self, root: Path, api: StandInApi, unit: StandInUnit) -> None:
+    def __init__(self, root: Path, api: StandInApi, unit: Place) -> None:
         self.root = root
         self.api = api
         self.unit = unit

@@ -414,13 +414,13 @@ def test_a_second_check_in_leaves_quietly_while_the_first_is_at_work(
 
 
 def test_prior_art_28_the_locks_file_stays_when_the_agent_ends(
-    machine: AgentMachine, hanging: subprocess.Popen[str]
+    machine: AgentMachine, unit: StandInUnit, hanging: subprocess.Popen[str]
 ) -> None:
     lock = machine.run_folder / "ping.lock"
     inode = lock.stat().st_ino
     hanging.terminate()
     hanging.wait(20)
-    machine.unit.behave()
+    unit.behave()
     assert machine.run("turku-agent-ping").code == 0
     assert lock.stat().st_ino == inode
 

@@ -111,7 +111,7 @@ def test_a_snapshot_that_isnt_there_is_said(restorer: AgentMachine, tmp_path: Pa
 
 
 def test_single_paths_are_restored_and_may_be_named_as_they_lie_on_the_machine(
-    restorer: AgentMachine, tree: Path, tmp_path: Path
+    restorer: AgentMachine, unit: StandInUnit, tree: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
     code, _, errors = restore(
@@ -119,7 +119,7 @@ def test_single_paths_are_restored_and_may_be_named_as_they_lie_on_the_machine(
     )
     assert code == 0, errors
     assert [path.name for path in target.iterdir()] == ["sub"]
-    assert restorer.unit.requests()[-1]["restore"]["paths"] == ["sub"]
+    assert unit.requests()[-1]["restore"]["paths"] == ["sub"]
     for path in ("/etc/passwd", "../up", "sub/../../up"):
         assert restore(restorer, "--source", "docs", "--path", path)[0] == 2
 
@@ -219,7 +219,7 @@ def test_hooks_run_around_a_restore(restorer: AgentMachine, tree: Path, tmp_path
 
 
 def test_a_failing_hook_cancels_the_restore(
-    restorer: AgentMachine, tree: Path, tmp_path: Path
+    restorer: AgentMachine, unit: StandInUnit, tree: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     after = make_hook(tmp_path, "after", f'echo "$TURKU_OUTCOME" >> {log}')
@@ -227,7 +227,7 @@ def test_a_failing_hook_cancels_the_restore(
     code, _, errors = restore(restorer, "--source", "docs", "--target", str(tmp_path / "t"))
     assert code == 1
     assert "/bin/false ended with exit code 1" in errors
-    assert [each["action"] for each in restorer.unit.requests()] == ["list"]
+    assert [each["action"] for each in unit.requests()] == ["list"]
     assert log.read_text() == "failed\n"
 
 

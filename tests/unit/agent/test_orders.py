@@ -102,15 +102,15 @@ def test_folders_that_a_restore_makes_are_ones_own_whatever_the_umask(tmp_path: 
     top = tmp_path / "restore"
     before = os.umask(0)
     try:
-        make_restore_folder(top / "docs/one")
+        make_restore_folder(top / "docs/one", top)
     finally:
         os.umask(before)
     modes = [(top / step).stat().st_mode & 0o777 for step in (".", "docs", "docs/one")]
-    assert modes == [0o755, 0o755, 0o700]
+    assert modes == [0o700, 0o755, 0o700]
     require_own_folders(top / "docs/one", top)
     (top / "file").touch()
     with pytest.raises(ConfigurationError, match="in the way"):
-        make_restore_folder(top / "file/x")
+        make_restore_folder(top / "file/x", top)
 
 
 def test_a_report_is_kept_until_it_is_forgotten(tmp_path: Path) -> None:
