@@ -7,6 +7,8 @@ and acted on, see the other files of this name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -38,37 +40,33 @@ def _attack(parser: Parser, strategy: Any, count: int) -> int:
     return tried
 
 
-def _names(found: tuple[Parser, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("parser", found, ids=[parser.name for parser in found])
+@dataclass(frozen=True)
+class Kind:
+    """Parsers of one kind, how to change what they take, and how often in the full form."""
+
+    name: str
+    parsers: tuple[Parser, ...]
+    change: Callable[[Any], Any]
+    count: int
 
 
-@_names(parsers.ALL)
-def test_what_is_honest_is_taken(parser: Parser) -> None:
+KINDS = (
+    Kind("messages, every field", parsers.MESSAGES, hostile.changed, 2500),
+    Kind("databags", parsers.DATABAGS, hostile.changed, 2500),
+    Kind("values in configuration files", parsers.CONFIGURATIONS, hostile.changed, 1500),
+    Kind("texts: schedules, keys, files", parsers.TEXTS, hostile.changed_text, 2500),
+)
+EACH = [(kind, parser) for kind in KINDS for parser in kind.parsers]
+IDS = [parser.name for _, parser in EACH]
+
+
+@pytest.mark.parametrize(("kind", "parser"), EACH, ids=IDS)
+def test_nothing_that_another_party_says_is_an_error_of_ours(
+    tally: Tally, kind: Kind, parser: Parser
+) -> None:
     assert parsers.check(parser, parser.example)
-
-
-@_names(parsers.MESSAGES)
-def test_no_field_of_a_message_is_an_error_of_ours(tally: Tally, parser: Parser) -> None:
-    tried = _attack(parser, hostile.changed(parser.example), times(25, 2500))
-    tally.note("hostile messages, every field", times=tried)
-
-
-@_names(parsers.DATABAGS)
-def test_no_databag_is_an_error_of_ours(tally: Tally, parser: Parser) -> None:
-    tried = _attack(parser, hostile.changed(parser.example), times(25, 2500))
-    tally.note("hostile databags", times=tried)
-
-
-@_names(parsers.CONFIGURATIONS)
-def test_no_setting_is_an_error_of_ours(tally: Tally, parser: Parser) -> None:
-    tried = _attack(parser, hostile.changed(parser.example), times(25, 1500))
-    tally.note("hostile values in configuration files", times=tried)
-
-
-@_names(parsers.TEXTS)
-def test_no_text_is_an_error_of_ours(tally: Tally, parser: Parser) -> None:
-    tried = _attack(parser, hostile.changed_text(parser.example), times(25, 2500))
-    tally.note("hostile texts: schedules, keys, files", times=tried)
+    tried = _attack(parser, kind.change(parser.example), times(8, kind.count))
+    tally.note(f"hostile {kind.name}", times=tried)
 
 
 def test_a_parser_that_fails_is_noticed() -> None:

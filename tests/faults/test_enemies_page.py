@@ -20,6 +20,9 @@ USERS = "faults/test_enemies_users.py"
 PARTIES = "faults/test_enemies_parties.py"
 DOOR = "faults/test_enemies_api.py"
 MESSAGES = "faults/test_enemies_messages.py"
+DATABAGS = "faults/test_enemies_databags.py"
+ENEMYS_UNIT = "faults/test_enemies_storage.py"
+ENEMYS_API = "faults/test_enemies_hostile_api.py"
 LIMITS = "unit/api/test_limits.py"
 REGISTRATION = "unit/api/test_registration.py"
 ANNOUNCEMENTS = "unit/api/test_announcements.py"
@@ -61,6 +64,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
         + of(REGISTRATION, "test_an_unknown_machine_and_a_wrong_secret_are_answered_alike")
         + of(PRIOR_ART, "test_prior_art_09_refusing_a_caller_costs_one_read_and_no_slow_hash")
     ),
+    "A registration key is looked up by that hash": (
+        of(DOOR, "test_no_secret_is_compared_but_in_constant_time")
+    ),
     "in no log, no argument list and no file": (
         of(
             USERS,
@@ -69,12 +75,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         )
     ),
     "Every value from another party passes fields.py": (
-        of(
-            MESSAGES,
-            "test_no_field_of_a_message_is_an_error_of_ours",
-            "test_no_databag_is_an_error_of_ours",
-            "test_no_setting_is_an_error_of_ours",
-            "test_no_text_is_an_error_of_ours",
+        of(MESSAGES, "test_nothing_that_another_party_says_is_an_error_of_ours")
+        + of(
+            DATABAGS,
+            "test_whatever_a_foreign_charm_writes_the_hook_ends_well_and_says_a_sentence",
         )
     ),
     "Sizes are bounded before anything is parsed.": (
@@ -206,7 +210,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         + of(UPKEEP, "test_prior_art_19_a_full_volume_heals_without_a_new_backup")
     ),
     # A hostile storage unit.
-    "open a session. Nothing asks a machine": (of(USERS, "test_the_machine_opens_no_port")),
+    "open a session. Nothing asks a machine": (
+        of(USERS, "test_the_machine_opens_no_port")
+        + of(ENEMYS_UNIT, "test_a_restore_from_a_hostile_storage_unit_never_leaves_its_folder")
+    ),
     "read more than the sources that are due": (
         of(
             DAEMON,
@@ -214,13 +221,35 @@ SHOWN: dict[str, tuple[str, ...]] = {
             "test_nothing_is_changed_in_a_source",
             "test_one_module_isnt_opened_by_another_ones_password",
         )
+        + of(
+            ENEMYS_UNIT,
+            "test_a_hostile_storage_unit_gets_the_due_sources_without_what_is_left_out",
+            "test_a_hostile_storage_unit_gets_and_changes_nothing_else",
+        )
+    ),
+    "write anything on the machine while it backs up": (
+        of(ENEMYS_UNIT, "test_a_hostile_storage_unit_gets_and_changes_nothing_else")
+    ),
+    "reach anything else through the session": (
+        of(
+            ENEMYS_UNIT,
+            "test_a_hostile_storage_unit_gets_and_changes_nothing_else",
+            "test_what_isnt_ssh_or_has_another_host_key_hears_nothing",
+        )
+    ),
+    "hold up the backups on other storage units": (
+        of(
+            ENEMYS_UNIT,
+            "test_who_holds_a_session_for_ever_holds_no_other_storage_unit_up",
+            "test_a_session_has_its_bounds_in_silence_and_in_words",
+        )
     ),
     "run anything on the machine. Hooks": (
         of(
             "unit/agent/test_configuration.py",
             "test_sources_merge_and_keep_their_hooks_to_themselves",
         )
-        + of(MESSAGES, "test_no_field_of_a_message_is_an_error_of_ours")
+        + of(MESSAGES, "test_nothing_that_another_party_says_is_an_error_of_ours")
     ),
     "speak for other units' sources": (
         of(
@@ -239,6 +268,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
             "unit/agent/test_orders.py",
             "test_folders_that_a_restore_makes_are_ones_own_whatever_the_umask",
         )
+        + of(ENEMYS_UNIT, "test_a_restore_from_a_hostile_storage_unit_never_leaves_its_folder")
     ),
     "Nothing is deleted, and nothing is written outside": (
         of(
@@ -246,14 +276,26 @@ SHOWN: dict[str, tuple[str, ...]] = {
             "test_a_restores_module_cant_be_read_and_nothing_is_deleted_in_it",
             "test_a_restore_never_leads_out_of_its_folder",
         )
+        + of(ENEMYS_UNIT, "test_a_restore_from_a_hostile_storage_unit_never_leaves_its_folder")
     ),
     # A hostile API unit.
+    "send machines to a storage unit of its own": (
+        of(ENEMYS_API, "test_an_api_that_names_other_paths_and_rules_gets_the_machines_own")
+    ),
+    "grant any machine any other's backups": (
+        of(ENEMYS_API, "test_an_api_that_lets_a_key_of_its_own_in_reads_and_removes_nothing")
+        + of(GRANTS, "test_a_grant_ends_by_itself")
+    ),
     "order restores, as far as": (
         of(
             ORDERS,
             "test_a_hostile_api_writes_nowhere_but_into_a_new_folder_of_the_restore_folder",
             "test_a_machine_that_allows_none_refuses_every_order",
             "test_what_an_order_brought_does_not_lead_a_later_restore_astray",
+        )
+        + of(
+            ENEMYS_API,
+            "test_an_api_that_orders_restores_to_anywhere_writes_into_the_restore_folder_alone",
         )
     ),
     "run anything on a machine or a storage unit": (
@@ -263,10 +305,20 @@ SHOWN: dict[str, tuple[str, ...]] = {
         )
         + of(SESSION, "test_a_filter_rule_is_data_and_never_an_option")
         + of(PRIOR_ART, "test_prior_art_03_a_storage_unit_s_address_cannot_be_an_option")
+        + of(
+            ENEMYS_API,
+            "test_an_api_that_names_other_paths_and_rules_gets_the_machines_own",
+            "test_whatever_an_api_answers_a_machine_goes_on_and_gives_no_more",
+        )
     ),
     "remove backups: no call deletes": (
         of(UPKEEP, "test_prior_art_04_an_agents_policy_never_takes_the_newest_three")
         + of(EXPIRY, "test_a_source_that_is_not_backed_up_any_more_keeps_its_history_for_ever")
+        + of(
+            ENEMYS_API,
+            "test_no_list_of_machines_removes_a_backup_or_lets_more_in_than_a_key_to_one_machine",
+            "test_whatever_an_api_answers_a_session_no_snapshot_goes_and_nothing_is_written_elsewhere",
+        )
         + of(RANSOM, "test_a_broken_machine_can_neither_lift_its_hold_nor_silence_the_alarm")
         + of(PARTIES, "test_a_stolen_ssh_key_lists_and_restores_until_the_machine_is_retired")
     ),
@@ -304,6 +356,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
             "integration/end_to_end/test_errors.py",
             "test_a_storage_unit_that_shows_another_host_key_gets_nothing",
         )
+        + of(ENEMYS_UNIT, "test_what_isnt_ssh_or_has_another_host_key_hears_nothing")
     ),
     "learns when and how much, not what": (
         of(PARTIES, "test_who_listens_on_the_wire_hears_neither_secrets_nor_data_and_changes_none")
@@ -413,8 +466,6 @@ NOTHING_TO_TRY: dict[str, str] = {
     "With in-place, the storage unit": GIVEN_AWAY,
     "The API decides, so it is": A_HEADING,
     "One that was broken into can": A_HEADING,
-    "send machines to a storage unit of its own": GIVEN_AWAY,
-    "grant any machine any other's backups": GIVEN_AWAY,
     "stop backups, or shorten": GIVEN_AWAY,
     "Whoever may write to /etc/turku-agent": GIVEN_AWAY,
     "The agent follows the path of a source": GIVEN_AWAY,
