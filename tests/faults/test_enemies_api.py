@@ -53,6 +53,7 @@ def stranger() -> dict[str, Any]:
     return {"machine": {"uuid": str(uuid.uuid4()), "secret": make_secret()}}
 
 
+@pytest.mark.only_in_full
 def test_a_flood_of_bad_credentials_has_one_budget_for_all_workers_and_keeps_nobody_out(
     server: Server, tally: Tally
 ) -> None:
@@ -164,6 +165,7 @@ def _mangled(dice: random.Random) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.only_in_full
 def test_no_request_is_an_error_of_ours_on_the_wire(
     server: Server, tally: Tally, dice: random.Random
 ) -> None:
@@ -186,6 +188,7 @@ def test_no_request_is_an_error_of_ours_on_the_wire(
     tally.note("mangled HTTP requests", times=count)
 
 
+@pytest.mark.only_in_full
 def test_large_bodies_from_strangers_keep_no_machine_waiting(server: Server, tally: Tally) -> None:
     """The dearest JSON there is, from as many callers as there are threads."""
     login = register(server, "patient")
@@ -209,6 +212,7 @@ def test_large_bodies_from_strangers_keep_no_machine_waiting(server: Server, tal
     tally.note("8 MiB of empty lists from strangers", times=count)
 
 
+@pytest.mark.only_in_full
 def test_only_tls_of_today_is_spoken_and_a_plain_word_gets_nothing(
     tmp_path: Path, tally: Tally
 ) -> None:

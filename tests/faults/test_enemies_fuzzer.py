@@ -35,7 +35,7 @@ def test_no_parser_gives_way_to_a_fuzzer_that_sees_what_it_reaches(
     parser: parsers.Parser, tmp_path: Path, tally: Tally
 ) -> None:
     assert (FUZZER / "atheris").is_dir(), "make faults installs it"
-    runs = times(200, 500 if parser.name in WITH_FILES else 5_000)
+    runs = times(200, 1_000 if parser.name in WITH_FILES else 10_000)
     found = tmp_path / "found"
     found.mkdir()
     done = subprocess.run(

@@ -98,7 +98,7 @@ def _order(dice: random.Random, attacked: Attacked) -> dict[str, Any]:
 def test_an_api_that_orders_restores_to_anywhere_writes_into_the_restore_folder_alone(
     attacked: Attacked, tally: Tally, dice: random.Random
 ) -> None:
-    count = times(2, 60)
+    count = times(1, 30)
     answers = attacked.machine.api.answers
     answers["agent_restore_report"] = {}
     answers["agent_ping_restore"] = {"machine": {"sources": greedy(attacked)}}
@@ -107,7 +107,7 @@ def test_an_api_that_orders_restores_to_anywhere_writes_into_the_restore_folder_
     for number in range(count):
         # Between them two that are honest in form: these are carried out.
         order = _order(dice, attacked)
-        if number % 30 == 0:
+        if number % 15 == 0:
             order = {"id": str(uuid.uuid4()), "source": "docs", "snapshot": "latest"}
         answers["agent_ping_checkin"] = {
             "machine": {"scheduled_sources": {}, "restore_orders": [order]}
@@ -127,10 +127,11 @@ def test_an_api_that_orders_restores_to_anywhere_writes_into_the_restore_folder_
     assert stolen == []
 
 
+@pytest.mark.only_in_full
 def test_whatever_an_api_answers_a_machine_goes_on_and_gives_no_more(
     attacked: Attacked, tally: Tally, dice: random.Random
 ) -> None:
-    count = times(2, 80)
+    count = times(1, 40)
     truth = {
         "machine": {
             "scheduled_sources": {"docs": greedy(attacked)["docs"]},
@@ -194,6 +195,7 @@ LINE = re.compile(
 )
 
 
+@pytest.mark.only_in_full
 def test_no_list_of_machines_removes_a_backup_or_lets_more_in_than_a_key_to_one_machine(
     unit: Unit, machine: Machine, tally: Tally, dice: random.Random
 ) -> None:
@@ -202,7 +204,7 @@ def test_no_list_of_machines_removes_a_backup_or_lets_more_in_than_a_key_to_one_
     before = trees(unit)
     assert before
     beside = {path.name for path in unit.root.parent.iterdir()}
-    count = times(2, 60)
+    count = times(1, 30)
     for number in range(count):
         listed: Any = {} if number == 0 else hostile_machines(dice, machine)
         unit.api.answers["storage_update_config"] = {
@@ -225,6 +227,7 @@ def test_no_list_of_machines_removes_a_backup_or_lets_more_in_than_a_key_to_one_
     assert lost == set()
 
 
+@pytest.mark.only_in_full
 def test_an_api_that_lets_a_key_of_its_own_in_reads_and_removes_nothing(
     unit: Unit, machine: Machine, tally: Tally
 ) -> None:
@@ -251,6 +254,7 @@ def test_an_api_that_lets_a_key_of_its_own_in_reads_and_removes_nothing(
     assert lost == set()
 
 
+@pytest.mark.only_in_full
 def test_whatever_an_api_answers_a_session_no_snapshot_goes_and_nothing_is_written_elsewhere(
     unit: Unit, machine: Machine, tally: Tally, dice: random.Random
 ) -> None:
@@ -265,7 +269,7 @@ def test_whatever_an_api_answers_a_session_no_snapshot_goes_and_nothing_is_writt
             "restore_from": {str(uuid.uuid4()): {"unit_name": "x"}},
         }
     }
-    count = times(2, 60)
+    count = times(1, 30)
     for number in range(count):
         answer = lie(dice, truth)
         if number == 0:

@@ -65,7 +65,7 @@ def test_nothing_that_another_party_says_is_an_error_of_ours(
     tally: Tally, kind: Kind, parser: Parser
 ) -> None:
     assert parsers.check(parser, parser.example)
-    tried = _attack(parser, kind.change(parser.example), times(8, kind.count))
+    tried = _attack(parser, kind.change(parser.example), times(6, kind.count))
     tally.note(f"hostile {kind.name}", times=tried)
 
 

@@ -132,6 +132,7 @@ def everything_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
+@pytest.mark.only_in_full
 def test_a_machine_sees_and_gets_nothing_of_another(
     turku: LocalTurku, victim: Machine, enemy: Machine, tmp_path: Path, tally: Tally
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_stolen_ssh_key_lists_and_restores_until_the_machine_is_retired(
     assert kept
 
 
+@pytest.mark.only_in_full
 def test_a_stolen_registration_key_shows_nothing_and_changes_nobody(
     turku: LocalTurku, victim: Machine, tally: Tally
 ) -> None:

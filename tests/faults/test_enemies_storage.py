@@ -53,14 +53,14 @@ def test_a_hostile_storage_unit_gets_the_due_sources_without_what_is_left_out(
 
 
 TRIED = [name for name in ACTS if name != "what a good one does"]
-SHORT = random.Random(SEED).sample(TRIED, 2)
+SHORT = random.Random(SEED).sample(TRIED, 1)
 
 
 @pytest.mark.parametrize("name", TRIED if FULL else SHORT)
 def test_a_hostile_storage_unit_gets_and_changes_nothing_else(
     attacked: Attacked, tally: Tally, dice: random.Random, name: str
 ) -> None:
-    count = times(1, 12)
+    count = times(1, 10)
     for _ in range(count):
         visits = len(attacked.unit.visits)
         attacked.suffer(ACTS[name], dice)
@@ -82,6 +82,7 @@ def _greetings(dice: random.Random) -> list[bytes]:
     ]
 
 
+@pytest.mark.only_in_full
 def test_what_isnt_ssh_or_has_another_host_key_hears_nothing(
     attacked: Attacked, tally: Tally, dice: random.Random
 ) -> None:
@@ -193,11 +194,13 @@ def test_a_session_has_its_bounds_in_silence_and_in_words(
     tally.note("a hostile storage unit is silent, or says no end of words", times=3)
 
 
-@pytest.mark.parametrize("where", ["a folder", "the restore folder"])
+@pytest.mark.parametrize(
+    "where", ["a folder", "the restore folder"] if FULL else ["the restore folder"]
+)
 def test_a_restore_from_a_hostile_storage_unit_never_leaves_its_folder(
     attacked: Attacked, tmp_path: Path, tally: Tally, dice: random.Random, where: str
 ) -> None:
-    count = times(1, 15)
+    count = times(1, 10)
     deleted = 0
     for number in range(count):
         target = tmp_path / str(number)
@@ -218,6 +221,7 @@ def test_a_restore_from_a_hostile_storage_unit_never_leaves_its_folder(
     assert deleted == 0
 
 
+@pytest.mark.only_in_full
 def test_lists_of_snapshots_without_end_are_bounded_and_few_of_their_faults_are_said(
     attacked: Attacked, tally: Tally, dice: random.Random
 ) -> None:
