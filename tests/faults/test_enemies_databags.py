@@ -7,13 +7,16 @@ everything is as if it had never said anything else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
+import sqlite3
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +231,7 @@ def _storage_side(place: Place, root: Path, monkeypatch: pytest.MonkeyPatch) -> 
             assert _is_taken_whole(bag, taken, before)
         before.append(taken)
 
-    content = lambda: _files(unit.root / "etc/turku-storage")  # noqa: E731
+    content = partial(_files, unit.root / "etc/turku-storage")
     return Side(hear, lambda: unit.state, content, (STORAGE_KEY,), check)
 
 
@@ -255,11 +258,25 @@ def _api_side(place: Place, root: Path, monkeypatch: pytest.MonkeyPatch, started
         new = _with(api.relation(relation), place.where, bag)
         api.run(api.on.relation_changed(new), **api.with_relations(new))
 
+    known: set[str] = set()
+
     def check(bag: Databag) -> None:
-        """Look whether the database is as it should be: it holds what was taken."""
+        """See that the database knows of nobody but of whom a databag that is valid has said."""
+        with contextlib.suppress(ValueError):
+            if (machine := AgentUnitBag.from_databag(bag)) is not None:
+                known.add(machine.machine_uuid)
+        with contextlib.suppress(ValueError):
+            if (unit := StorageUnit.from_databag(bag)) is not None:
+                known.add(unit.name)
+        place_of_database = root / "var/lib/turku-api/turku.sqlite3"
+        with contextlib.closing(sqlite3.connect(place_of_database)) as database:
+            rows = database.execute(
+                "select machine_uuid || storage_name from turku_api_announcement"
+            ).fetchall()
+        assert {name for [name] in rows} <= known
 
     secrets = tuple(value for each in api.state.secrets for value in content_of(each).values())
-    content = lambda: _files(root / "etc/turku-api")  # noqa: E731
+    content = partial(_files, root / "etc/turku-api")
     return Side(hear, lambda: api.state, content, secrets, check)
 
 
@@ -300,6 +317,7 @@ def test_whatever_a_foreign_charm_writes_the_hook_ends_well_and_says_a_sentence(
 ) -> None:
     side = make_side(place)
     side.hear(place.example)
+    side.check(place.example)
     honest = side.content()
     tried = 0
 
