@@ -29,6 +29,8 @@ SPOILS = (
     "reset",
     "wrong type",
     "empty object",
+    "403 page",
+    "404 page",
 )
 
 
@@ -73,13 +75,27 @@ class BadApi:
         return f"https://{host}:{self.port}/v1"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of connections that break; that is what they are for here."""
+
+
 @contextlib.contextmanager
-def bad_api(folder: Path, upstream: str, names: list[str], dice: random.Random) -> Iterator[BadApi]:
-    """Serve the API at `upstream` with answers that can be spoilt, while the context lasts."""
+def bad_api(
+    folder: Path,
+    upstream: str,
+    names: list[str],
+    dice: random.Random,
+    made_at: datetime | None = None,
+) -> Iterator[BadApi]:
+    """Serve the API at `upstream` with answers that can be spoilt, while the context lasts.
+
+    Its certificate is made now if it isn't there, or as at another time.
+    """
     ensure_private_folder(folder)
-    certificates = ensure_certificates(folder, names, datetime.now(timezone.utc))
+    certificates = ensure_certificates(folder, names, made_at or datetime.now(timezone.utc))
     plan = Plan()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(plan, upstream, dice))
+    server = _Server(("127.0.0.1", 0), _handler(plan, upstream, dice))
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.certificate, certificates.key)
@@ -189,6 +205,14 @@ def _reset(
     handler.close_connection = True
 
 
+def _stall(
+    handler: BaseHTTPRequestHandler, _ask: Callable[[], Answer], _dice: random.Random
+) -> None:
+    """Say nothing, until the caller has had enough."""
+    handler.rfile.read(1)
+    handler.close_connection = True
+
+
 _SPOILERS: dict[str, Spoiler] = {
     "500": _say(500, b"oops"),
     "html": _say(200, b"<html>Please log in</html>", "text/html"),
@@ -199,5 +223,8 @@ _SPOILERS: dict[str, Spoiler] = {
     "reset": _reset,
     "wrong type": _say(200, json.dumps({"machine": [1], "machines": "x"}).encode()),
     "empty object": _say(200, b"{}"),
+    "403 page": _say(403, b"<html>Forbidden by the firewall</html>", "text/html"),
+    "404 page": _say(404, b"\r\n<html>Not found</html>", "text/html"),
+    "stall": _stall,
 }
-assert set(_SPOILERS) == set(SPOILS)
+assert set(_SPOILERS) == {*SPOILS, "stall"}

@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.faults.bad_api import BadApi, bad_api
 from tests.faults.wire import NAME, Wire, name_server, own_network, with_name_server
+from turku_core.errors import TRY_AGAIN_LATER
 from turku_core.local.layout import program
 from turku_core.local.turku import Finished, LocalTurku, Machine
 from turku_core.protocol.client import Client
@@ -28,11 +29,14 @@ from turku_core.storage.settings import Paths
 
 SOURCE = "docs"
 _POLL_SECONDS = 0.05
+_BUSY = "is at work already"
+"""What a session says of a source that the worker proves or expires at that moment."""
+
 _OF_A_SESSION = ("sshd: ", "ssh -F", "rsync ", "turku-storage-ping", "turku-agent-ping")
 
 QUICK: Mapping[str, tuple[str, ...]] = {
-    "ssh": ("ServerAliveInterval=1", "ServerAliveCountMax=5", "ConnectTimeout=5"),
-    "sshd": ("ClientAliveInterval=1", "ClientAliveCountMax=4", "LoginGraceTime=15"),
+    "ssh": ("ServerAliveInterval=2", "ServerAliveCountMax=5", "ConnectTimeout=10"),
+    "sshd": ("ClientAliveInterval=2", "ClientAliveCountMax=4", "LoginGraceTime=20"),
 }
 """Keepalives in seconds instead of quarters of a minute; otherwise ssh and sshd are as ever."""
 
@@ -54,7 +58,7 @@ class Site:
     seen: set[str] = field(default_factory=set)
     """Snapshots that have been listed."""
     session_bytes: int = 0
-    """How many bytes a session takes, once that was measured."""
+    """How many bytes a session takes, as the first clean run measured."""
 
     def __post_init__(self) -> None:
         self._client = Client([self.turku.running.api_url], self.turku.layout.ca_certificate)
@@ -104,6 +108,18 @@ class Site:
         command = with_name_server(self.folder, self.machine.command(name, *arguments))
         return run_in_time(command, seconds)
 
+    def ping(self, *, seconds: float) -> Finished:
+        """Let the machine check in; once more while the worker itself is busy with the source."""
+        deadline = time.monotonic() + seconds
+        while True:
+            before = len(self.log())
+            done = self.run("turku-agent-ping", seconds=seconds)
+            is_busy = done.exit_code == TRY_AGAIN_LATER and _BUSY in self.log()[before:]
+            if not is_busy or time.monotonic() > deadline:
+                return done
+            self.later()
+            self.make_due()
+
     def settle(self, seconds: float) -> None:
         """Wait until nothing of a session is left; it has to be so in that time."""
         deadline = time.monotonic() + seconds
@@ -152,6 +168,12 @@ class Site:
                 lease = datetime.fromisoformat(until).replace(tzinfo=timezone.utc)
                 assert lease < limit, "a lease that outlives its session"
             before = datetime.now(timezone.utc) - timedelta(hours=2)
+            # What is leased is looked at again when the lease is over.
+            leased = "SELECT machine_id FROM turku_api_source WHERE lease_until IS NOT NULL"
+            query = f"UPDATE turku_api_machine SET next_due_at = ? WHERE id IN ({leased})"
+            rows.execute(query, (f"{before:%Y-%m-%d %H:%M:%S}",))
+            query = "UPDATE turku_api_source SET next_due_at = ? WHERE lease_until IS NOT NULL"
+            rows.execute(query, (f"{before:%Y-%m-%d %H:%M:%S}",))
             rows.execute(
                 "UPDATE turku_api_source SET lease_until = ?, leased_at = ? "
                 "WHERE lease_until IS NOT NULL",
@@ -176,10 +198,16 @@ class Site:
         self.later()
         state = self.change()
         self.make_due()
-        done = self.run("turku-agent-ping", seconds=120)
-        assert done.exit_code == 0, (done, self.log())
-        self.turku.wait_until_committed(120)
-        self.settle(60)
+        is_first = not self.session_bytes
+        if is_first:
+            self.wire.count(self.ssh_port)
+        done = self.ping(seconds=240)
+        assert done.exit_code == 0, (done, self.log()[-2000:])
+        if is_first:
+            self.session_bytes = self.wire.counted()
+            self.wire.heal()
+        self.turku.wait_until_committed(240)
+        self.settle(240)
         assert state in self.held().values(), f"the clean run's {state} is not kept"
 
     def trees(self) -> dict[str, Path]:
@@ -192,10 +220,10 @@ class Site:
         return {name: (tree / "name").read_text() for name, tree in self.trees().items()}
 
     def count_lost(self) -> int:
-        """Return how many snapshots are not what they should be, or gone.
+        """Return how many snapshots are not what they should be, gone, or untold.
 
         Each must hold exactly one state of the source; none that was listed before may be missing,
-        and none that the API was told of.
+        and none that the API was told of. The API must know of each: nothing waits to be reported.
         """
         trees = self.trees()
         wrong = [name for name, tree in trees.items() if not self._is_whole(tree)]
@@ -207,8 +235,9 @@ class Site:
                 )
             }
         missing = (self.seen | reported) - set(trees)
+        untold = set(trees) - reported
         self.seen |= set(trees)
-        return len(wrong) + len(missing)
+        return len(wrong) + len(missing) + len(untold)
 
     def _is_whole(self, tree: Path) -> bool:
         found = {path.name: path.read_bytes() for path in tree.iterdir()}
@@ -218,7 +247,7 @@ class Site:
         """Restore the newest snapshot as the machine does; return how many files came wrong."""
         target = self.folder / "restored"
         options = ("--restore", "--source", SOURCE, "--target", str(target))
-        done = self.run("turku-agent-ping", *options, seconds=120)
+        done = self.run("turku-agent-ping", *options, seconds=240)
         assert done.exit_code == 0, done
         found = {path.name: path.read_bytes() for path in target.iterdir()}
         shutil.rmtree(target)
@@ -226,9 +255,9 @@ class Site:
         return sum(found.get(name) != expected.get(name) for name in found.keys() | expected)
 
     def log(self) -> str:
-        """Return the end of the storage unit's log."""
+        """Return the log of the storage unit's sessions."""
         path = self.paths.session_log
-        return path.read_text(errors="replace")[-2000:] if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""
 
 
 def run_in_time(command: Sequence[str], seconds: float) -> Finished:

@@ -177,6 +177,9 @@ def _answer(status: int, content: bytes, is_text: bool) -> dict[str, Any]:
         if not isinstance(answer, dict):
             raise _NoAnswer("the answer is not a JSON object")
         return answer
+    if content.lstrip()[:1] in (b"<", b"{"):
+        # The API says in plain words what it refuses; a page is of whatever stands before it.
+        raise _NoAnswer(f"the answer has the HTTP status {status}, and isn't the API's")
     words = " ".join(content[: 4 * _WORDS_MAX].decode("utf-8", "replace").split())[:_WORDS_MAX]
     said = ascii(words)[1:-1]
     if status == 400:
