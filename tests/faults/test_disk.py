@@ -29,6 +29,7 @@ from tests.faults.station import (
 from tests.faults.tally import FULL, Tally, times
 from tests.integration.snapshots.support import MACHINE, serve
 from tests.support.trees import Entry
+from turku_core import clock
 from turku_core.errors import TurkuError
 from turku_core.storage import programs
 from turku_core.storage.mirror import Daemon
@@ -331,12 +332,12 @@ def test_what_is_reported_as_committed_survives_a_power_cut_at_any_step(
             # The last are between the snapshot and its report.
             steps = range(1, count + 1) if FULL else [count, dice.randrange(1, count)]
             for number in steps:
-                patch.setattr(programs, "boot_id", lambda: "before the cut")
+                patch.setattr(clock, "boot_id", lambda: "before the cut")
                 scene.change(OLD)
                 with scene.station(has_state_elsewhere=False) as station:
                     action = partial(station.back_up, scene.daemon, mode, NEW)
                     tried += cut_short(scene, station, number, action)
-                    patch.setattr(programs, "boot_id", lambda: "after the cut")
+                    patch.setattr(clock, "boot_id", lambda: "after the cut")
                     reported = set((tmp_path / "reported").read_text().split())
                     if mode == "none":
                         reported &= {id_of(NEW)}  # the one before goes when a pull begins

@@ -9,11 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from turku_core import credentials
 from turku_core.api import clock, limits
 from turku_core.api.models import KeyKind, Machine, RegistrationKey, Source, StorageUnit
+from turku_core.clock import FILE
 
 GIB = 1024.0
 
@@ -151,7 +153,8 @@ class World:
         _, self.machine_key = RegistrationKey.create_with_secret("machines")
         _, self.storage_key = RegistrationKey.create_with_secret("storages", KeyKind.STORAGE)
         self.monkeypatch.setattr(clock, "now", lambda: self.now)
-        # What other tests did from this address must not count here.
+        # What other tests did with their clocks doesn't count here, nor what they did from here.
+        (settings.DATA_FOLDER / FILE).unlink(missing_ok=True)
         for name in ("_failures", "logins"):
             self.monkeypatch.setattr(limits, name, limits.Budgets(limits.FAILURES_AT_ONCE, 1.0))
 

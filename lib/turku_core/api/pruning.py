@@ -32,10 +32,10 @@ CHUNK = 500
 class Pruned:
     """How many rows were deleted (or would be)."""
 
-    backups: int
-    snapshots: int
-    grants: int
-    orders: int
+    backups: int = 0
+    snapshots: int = 0
+    grants: int = 0
+    orders: int = 0
 
 
 def prune(

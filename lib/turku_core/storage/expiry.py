@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from turku_core.clock import FILE, observe_clock
 from turku_core.errors import TurkuError
 from turku_core.retention import Policy
 from turku_core.storage import holds, trouble
 from turku_core.storage.catalogue import Catalogue
-from turku_core.storage.clock import observe_clock
 from turku_core.storage.records import Record
 from turku_core.storage.snapshots import Environment, converge, get_mode, remove
 from turku_core.storage.source_folder import SourceBusy, SourceFolder
@@ -253,7 +253,7 @@ def run(
     for volume in volumes:
         # First of all: what follows writes, maybe to the same file system.
         catalogue.volumes.release_reserve(volume)
-    clock_problem = observe_clock(catalogue.state_folder, now, is_right=is_right)
+    clock_problem = observe_clock(catalogue.state_folder / FILE, now, is_right=is_right)
     rules = _Rules(
         now,
         floor,

@@ -239,8 +239,3 @@ def remove_tree(path: Path) -> None:
 def open_to_owner(path: Path) -> None:
     """Let the owner of a tree read, write and enter all of it, whatever its files' modes say."""
     run(["chmod", "-R", "u+rwX", "--", os.fspath(path)])
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this boot (proc(5)); data not synced in another may be lost."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

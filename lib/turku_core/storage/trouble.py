@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from turku_core import clock
 from turku_core.configuration import ensure_private_folder, write_durably
-from turku_core.storage import programs
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def incarnation(state_folder: Path, volume: str) -> str:
     try:
         since = _file(state_folder, volume).read_text("ascii", "replace").strip()
     except FileNotFoundError:
-        return programs.boot_id()
-    return f"{programs.boot_id()} {since}"
+        return clock.boot_id()
+    return f"{clock.boot_id()} {since}"
 
 
 def note(state_folder: Path, volume: str) -> None:

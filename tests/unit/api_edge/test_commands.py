@@ -379,6 +379,23 @@ def test_pruning_follows_the_configured_time(run: Run, world: World, unit: UnitC
     assert Backup.objects.count() == 1
 
 
+def test_nothing_is_pruned_by_a_clock_that_jumped_until_an_operator_says_it_is_right(
+    run: Run, world: World, unit: UnitCaller
+) -> None:
+    agent = world.agent()
+    for _ in range(3):
+        unit.report_run(agent)
+        world.pass_time(days=1)
+    run("housekeeping")
+    world.pass_time(days=3653)
+    assert json.loads(run("housekeeping", "--json"))["backups"] == 0
+    with pytest.raises(TurkuError, match="Nothing is deleted: the clock jumped ahead"):
+        run("prune", "--older-than", "90d")
+    assert run("prune", "--dry-run").startswith("Would delete 2 records")
+    assert run("prune", "--trust-clock").startswith("Deleted 2 records")
+    assert Backup.objects.filter(outcome=Outcome.SUCCEEDED).count() == 1
+
+
 def test_housekeeping_notes_missed_windows_and_prunes(
     run: Run, world: World, unit: UnitCaller
 ) -> None:

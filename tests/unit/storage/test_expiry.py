@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.expiry import carried_out
+from turku_core.clock import ClockState, Reading, judge_clock
 from turku_core.retention import Policy
-from turku_core.storage.clock import ClockState, Reading, judge_clock
 from turku_core.storage.expiry import Decision, decide
 from turku_core.storage.records import Record
 

@@ -11,7 +11,7 @@ from django.core.management import call_command
 
 from turku_core.api import clock, due, restore_orders
 from turku_core.api.management.command import ReportingCommand
-from turku_core.api.pruning import prune
+from turku_core.api.pruning import Pruned, prune
 from turku_core.api.serve import CERTIFICATES, read_serve_options, with_own_certificate
 from turku_core.commandline import print_json
 from turku_core.configuration import read_folder
@@ -26,8 +26,13 @@ class Command(ReportingCommand):
         """Do everything that nobody's call brings about."""
         now = clock.now()
         looked_at = due.record_missed_windows(now)
-        restore_orders.lapse(now)
-        pruned = prune(now - timedelta(days=settings.TURKU_RECORD_RETENTION_DAYS))
+        problem = clock.problem(now)
+        if problem is None:
+            restore_orders.lapse(now)
+            pruned = prune(now - timedelta(days=settings.TURKU_RECORD_RETENTION_DAYS))
+        else:
+            self.note(f"Nothing is deleted for its age: {problem}")
+            pruned = Pruned()
         call_command("clearsessions")
         served = read_serve_options(read_folder(settings.CONFIGURATION_FOLDER))
         with_own_certificate(served, settings.DATA_FOLDER / CERTIFICATES, now)

@@ -13,6 +13,7 @@ from turku_core.api.management.command import ReportingCommand
 from turku_core.api.operations import parse_duration
 from turku_core.api.pruning import prune
 from turku_core.commandline import Progress, print_json
+from turku_core.errors import TurkuError
 
 
 class Command(ReportingCommand):
@@ -30,10 +31,19 @@ class Command(ReportingCommand):
             help="such as 90d or 52w (default: record_retention_days, %(default)s)",
         )
         parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
+        parser.add_argument(
+            "--trust-clock",
+            action="store_true",
+            help="the clock is right, although it jumped: delete by it, from now on",
+        )
 
     def handle(self, **options: Any) -> None:
         """Prune in chunks, with progress on a terminal."""
-        before = clock.now() - parse_duration(options["older_than"])
+        now = clock.now()
+        before = now - parse_duration(options["older_than"])
+        problem = clock.problem(now, is_right=options["trust_clock"] and not options["dry_run"])
+        if problem is not None and not options["dry_run"]:
+            raise TurkuError(f"Nothing is deleted: {problem} If it is right, say --trust-clock.")
         progress = Progress()
         pruned = prune(
             before,

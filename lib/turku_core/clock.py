@@ -1,20 +1,23 @@
-"""The clock, and whether it can be trusted: expiry must not act on one that has jumped."""
+"""The clock, and whether it can be trusted: nothing is removed by one that has jumped."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from turku_core import fields
 from turku_core.configuration import write_durably
-from turku_core.storage import programs
-from turku_core.storage.records import from_json, to_json
 
 logger = logging.getLogger(__name__)
+
+FILE = "clock.json"
+"""What is known of the clock, in the state of a part."""
 
 _CLOCK_TOLERANCE = timedelta(hours=1)
 _CLOCK_UNSEEN_MAX = timedelta(days=7)
@@ -32,7 +35,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class ClockState:
-    """What is known of the clock; kept in `var/lib/turku-storage/clock.json`.
+    """What is known of the clock; kept in a file.
 
     `trusted` was read when all was well, `last` is the last reading. `consistent_seconds` is for
     how long it has gone evenly since it jumped, and `problem` says how it jumped.
@@ -85,30 +88,30 @@ def _jump(earlier: Reading, later: Reading) -> str | None:
         )
     if gone > _CLOCK_UNSEEN_MAX:
         return (
-            f"this storage unit wasn't running since {earlier.at:%Y-%m-%d %H:%M}, or its clock "
+            f"Turku wasn't running here since {earlier.at:%Y-%m-%d %H:%M}, or its clock "
             f"jumped to {later.at:%Y-%m-%d %H:%M}; it is trusted after a week of going evenly."
         )
     return None
 
 
-def observe_clock(state_folder: Path, now: datetime, *, is_right: bool = False) -> str | None:
+def observe_clock(file: Path, now: datetime, *, is_right: bool = False) -> str | None:
     """Remember durably that it is `now`; return why the clock can't be trusted, or None.
 
-    To be called by the worker at least daily, better hourly; `run` does it too. Where it can't be
-    stored (a full disk must be able to heal), what was known before stays.
+    To be called at least daily, better hourly. Where it can't be stored (a full disk must be able
+    to heal), what was known before stays.
 
     Args:
-        state_folder: Where what is known of the clock is kept.
+        file: Where what is known of the clock is kept.
         now: What the clock says.
         is_right: An operator's word that it is right, whatever it did before.
     """
-    file = state_folder / "clock.json"
-    reading = Reading(now, programs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    reading = Reading(now, boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
     state = judge_clock(None if is_right else _read_clock(file), reading)
     values = {
-        **to_json(state),
-        "trusted": to_json(state.trusted),
-        "last": to_json(state.last),
+        "trusted": _to_json(state.trusted),
+        "last": _to_json(state.last),
+        "consistent_seconds": state.consistent_seconds,
+        "problem": state.problem,
     }
     try:
         write_durably(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
@@ -117,12 +120,28 @@ def observe_clock(state_folder: Path, now: datetime, *, is_right: bool = False) 
     return state.problem
 
 
+def boot_id() -> str:
+    """Return the kernel's id of this boot (proc(5))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def _to_json(reading: Reading) -> dict[str, Any]:
+    at = reading.at.astimezone(timezone.utc).isoformat()
+    return {"at": at, "boot_id": reading.boot_id, "uptime": reading.uptime}
+
+
+def _from_json(values: Mapping[str, Any]) -> Reading:
+    return Reading(
+        fields.moment(fields.required(values, "at"), "at"),
+        fields.text(fields.required(values, "boot_id"), "boot_id"),
+        fields.number(fields.required(values, "uptime"), "uptime"),
+    )
+
+
 def _read_clock(file: Path) -> ClockState | None:
     try:
         values: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        trusted, last = (
-            Reading(**from_json(Reading, values[name])) for name in ("trusted", "last")
-        )
+        trusted, last = (_from_json(values[name]) for name in ("trusted", "last"))
         seconds, problem = float(values["consistent_seconds"]), values["problem"]
     except FileNotFoundError:
         return None
