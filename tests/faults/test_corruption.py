@@ -7,13 +7,14 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.faults.damage import KINDS, WAYS, write_in_place
 from tests.faults.station import LATER, Station, change_tree, day, id_of
 from tests.faults.tally import FULL, Tally, times
 from tests.integration.snapshots.support import MACHINE, quick_folder, serve
@@ -25,57 +26,6 @@ from turku_core.storage.mirror import Daemon
 DAYS = 3
 NEIGHBOUR = "6ba7b811-9dad-41d1-80b4-00c04fd430c8"
 CHECKED, AFTER = day(DAYS), day(DAYS + 1)
-
-KINDS = {
-    "record": r"volume/machines/{machine}/docs/snapshots/[^/]+\.json",
-    "manifest": r"volume/machines/{machine}/docs/snapshots/[^/]+\.manifest\.gz",
-    "file of a tree": r"volume/machines/{machine}/docs/snapshots/[^/]+/.+",
-    "file of the mirror": r"volume/machines/{machine}/docs/mirror/.+",
-    "state of a source": r"volume/machines/{machine}/docs/source\.json",
-    "segment of borg": r"volume/machines/{machine}/\.borg/data/.+",
-    "index of borg": r"volume/machines/{machine}/\.borg/index\.\d+",
-    "hints of borg": r"volume/machines/{machine}/\.borg/hints\.\d+",
-    "integrity of borg": r"volume/machines/{machine}/\.borg/integrity\.\d+",
-    "config of borg": r"volume/machines/{machine}/\.borg/config",
-    "cache of borg": r"state/borg/.+",
-    "mark of the volume": r"volume/\.turku-volume",
-    "registry of volumes": r"state/volumes\.json",
-    "places of a machine": r"state/places/{machine}\.json",
-    "clock": r"state/clock\.json",
-}
-"""What lies on a storage unit, by the path below the folder of both its parts."""
-
-
-def flip(path: Path, dice: random.Random) -> None:
-    """Flip one bit."""
-    content = bytearray(path.read_bytes())
-    content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
-    _write_in_place(path, bytes(content))
-
-
-def truncate(path: Path, dice: random.Random) -> None:
-    """Cut the end off."""
-    content = path.read_bytes()
-    _write_in_place(path, content[: dice.randrange(len(content))])
-
-
-def delete(path: Path, dice: random.Random) -> None:
-    """Remove it."""
-    path.unlink()
-
-
-def _write_in_place(path: Path, content: bytes) -> None:
-    """Change the content alone: time, owner and links stay, as when a disk forgets."""
-    status = path.stat()
-    path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-WAYS: Mapping[str, Callable[[Path, random.Random], None]] = {
-    "a bit flipped": flip,
-    "cut short": truncate,
-    "deleted": delete,
-}
 
 
 @dataclass
@@ -243,8 +193,8 @@ def test_two_files_that_are_swapped_are_found(archive: Archive, tally: Tally) ->
         station = archive.fresh()
         contents = {path.read_bytes(): path for path in archive.files(kind)}
         (one, first), (two, second) = archive.dice.sample(sorted(contents.items()), 2)
-        _write_in_place(first, two)
-        _write_in_place(second, one)
+        write_in_place(first, two)
+        write_in_place(second, one)
         problems = check_damage(archive, station, set())
         assert problems == [], f"{kind}: {first.name} and {second.name}"
         tally.note(f"{archive.mode}: {kind}: two swapped", times=1, lost=len(problems))

@@ -109,7 +109,7 @@ def _make_specials(path: Path) -> None:
         os.chdir(here)
 
 
-def _acl(*entries: tuple[int, int, int]) -> bytes:
+def acl(*entries: tuple[int, int, int]) -> bytes:
     """Return a POSIX ACL as the kernel keeps it (linux/posix_acl_xattr.h): tag, rights, id."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
@@ -129,9 +129,9 @@ def _make_attributes(root: bytes) -> None:
         (mask, 6, nobody),
         (other, 0, nobody),
     ]
-    os.setxattr(root + b"/with acl", "system.posix_acl_access", _acl(*entries))
+    os.setxattr(root + b"/with acl", "system.posix_acl_access", acl(*entries))
     os.mkdir(root + b"/default acl", 0o750)
-    os.setxattr(root + b"/default acl", "system.posix_acl_default", _acl(*entries))
+    os.setxattr(root + b"/default acl", "system.posix_acl_default", acl(*entries))
 
 
 def _make_what_root_may(root: bytes) -> None:

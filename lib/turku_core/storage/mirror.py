@@ -7,13 +7,16 @@ keeps them, and what a hostile agent sends is never more than a file.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from turku_core.storage import programs
+from turku_core.storage import hard_links, programs
 
 CONNECT_SECONDS = 30
 """How long to wait for the daemon at the other end of the tunnel."""
@@ -30,6 +33,14 @@ NANOSECONDS = "--modify-window=-1"
 
 _WORDS_LINES_MAX = 20
 _PROGRESS = re.compile(rb"([\d,.]+)\s+(\d+)%\s")
+_ITEM = (
+    rb" (?:(?P<link>h[^d].{9}(?= .* => ))|(?P<folder>[c.]d\+{9})"
+    rb"|[^<>*][^L](?:(?P<rights>.{3}p.{4}[^x])|.{8}x)) (?P<name>.*)\n"
+)
+"""Of what rsync itemizes (rsync(1), --itemize-changes): links, new folders, attributes, modes."""
+
+_ACL = "user.rsync.%aacl"
+
 _STATISTICS = {
     "files_total": re.compile(rb"^Number of files: ([\d,.]+)", re.MULTILINE),
     "folders_total": re.compile(rb"^Number of files: .*\bdir: ([\d,.]+)", re.MULTILINE),
@@ -76,12 +87,14 @@ class PullOptions:
 class Target:
     """Where to pull to, as a snapshot mode has prepared it.
 
-    `link_dests` are trees to make hard links to, newest first; `checksum` distrusts size and time
-    of what is there (after a power cut). Each change of a file is added to `log`, with `log_mark`.
+    `link_dests` are trees to make hard links to, newest first; `has_hard_links` says that a file
+    may have several names in them. `checksum` distrusts size and time of what is there (after a
+    power cut). Each change of a file is added to `log`, with `log_mark`.
     """
 
     folder: Path
     link_dests: tuple[Path, ...] = ()
+    has_hard_links: bool = True
     checksum: bool = False
     log: Path | None = None
     log_mark: str = ""
@@ -133,8 +146,48 @@ def make_rsync_command(
     *,
     progress: bool = True,
     io_timeout: int = IO_SECONDS,
+    mark: str | None = None,
 ) -> list[str]:
-    """Return the rsync command of a pull; the password isn't in it, and the rules are on stdin."""
+    """Return the rsync command of a pull; the password isn't in it, and the rules are on stdin.
+
+    With a `mark`, lines that begin with it tell what it did (see `Output`).
+    """
+    command = _make_command(options, io_timeout)
+    command += ["--delete", "--delete-excluded", "--partial"]
+    command.append(f"--info=stats2{',progress2' if progress else ''}")
+    if mark is not None:
+        command += ["--8-bit-output", f"--out-format={mark} %i %n{'%L' * bool(target.link_dests)}"]
+        # Of what is linked to a former tree only the second -i tells.
+        command += ["-ii"] if target.link_dests else []
+    if target.checksum:
+        command.append("--checksum")
+    if options.filter or options.exclude:
+        command.append("--filter=merge -")
+    if target.log is not None:
+        command += [f"--log-file={target.log}", f"--log-file-format={target.log_mark} %i %n"]
+    command += [f"--link-dest={folder}" for folder in target.link_dests]
+    return [*command, "--", daemon.url, f"{target.folder}/"]
+
+
+def make_touch_up_command(
+    daemon: Daemon, target: Target, options: PullOptions, *, io_timeout: int = IO_SECONDS
+) -> list[str]:
+    """Return the rsync command that pulls again what stdin names, and no more."""
+    command = _make_command(options, io_timeout)
+    # See `restore` about --no-inc-recursive.
+    command += ["--no-inc-recursive", "--files-from=-", "--from0", "--ignore-missing-args"]
+    return [*command, "--", daemon.url, f"{target.folder}/"]
+
+
+def make_list(names: Iterable[bytes]) -> bytes:
+    """Return names as rsync reads them with --files-from and --from0.
+
+    It takes what begins like a comment for one, and says nothing.
+    """
+    return b"".join((b"./" if name[:1] in (b"#", b";") else b"") + name + b"\0" for name in names)
+
+
+def _make_command(options: PullOptions, io_timeout: int) -> list[str]:
     command = [
         "rsync",
         "--archive",
@@ -144,27 +197,16 @@ def make_rsync_command(
         "--numeric-ids",
         NANOSECONDS,
         "--fake-super",
-        "--delete",
-        "--delete-excluded",
-        "--partial",
         "--no-human-readable",
-        f"--info=stats2{',progress2' if progress else ''}",
         f"--timeout={io_timeout}",
         f"--contimeout={CONNECT_SECONDS}",
         NO_DELAY,
     ]
     if options.preserve_hard_links:
         command.append("--hard-links")
-    if target.checksum:
-        command.append("--checksum")
     if options.bwlimit:
         command.append(f"--bwlimit={options.bwlimit}")
-    if options.filter or options.exclude:
-        command.append("--filter=merge -")
-    if target.log is not None:
-        command += [f"--log-file={target.log}", f"--log-file-format={target.log_mark} %i %n"]
-    command += [f"--link-dest={folder}" for folder in target.link_dests]
-    return [*command, "--", daemon.url, f"{target.folder}/"]
+    return command
 
 
 def make_rules(options: PullOptions) -> bytes:
@@ -196,39 +238,114 @@ def pull(
 
     Never raises for what rsync or the network did.
     """
+    mark = secrets.token_hex(16)
     command = make_rsync_command(
-        daemon, target, options, progress=on_progress is not None, io_timeout=io_timeout
+        daemon,
+        target,
+        options,
+        progress=on_progress is not None,
+        io_timeout=io_timeout,
+        mark=mark,
     )
-    output = Output(on_progress)
+    output = Output(on_progress, mark)
+    env = {"RSYNC_PASSWORD": daemon.password}
     try:
         finished = programs.run(
             command,
-            env={"RSYNC_PASSWORD": daemon.password},
+            env=env,
             stdin=make_rules(options),
             cancelled=cancelled,
             on_stdout=output.feed,
             hold=hold,
         )
+        outcome, message = classify(finished.code, finished.stderr.splitlines())
+        statistics = output.statistics()
+        if outcome is Outcome.PARTIAL and not statistics.files_total:
+            outcome, message = Outcome.FAILED, f"Nothing could be read. {message}"
+        received = Received(outcome, finished.code, message, statistics)
+        names = _attributes_lost(target.folder, output)
+        if received.usable and names:
+            finished = programs.run(
+                make_touch_up_command(daemon, target, options, io_timeout=io_timeout),
+                env=env,
+                stdin=make_list(names),
+                cancelled=cancelled,
+                hold=hold,
+            )
+            outcome, message = classify(finished.code, finished.stderr.splitlines())
+            if outcome is not Outcome.RECEIVED:
+                received = Received(outcome, finished.code, message, statistics)
     except programs.Cancelled:
         return Received(Outcome.LATER, -9, "The session ended before everything had come.")
-    statistics = output.statistics()
-    outcome, message = classify(finished.code, finished.stderr.splitlines())
-    if outcome is Outcome.PARTIAL and not statistics.files_total:
-        outcome, message = Outcome.FAILED, f"Nothing could be read. {message}"
-    return Received(outcome, finished.code, message, statistics)
+    if received.usable and target.link_dests and target.has_hard_links:
+        hard_links.separate(target.folder, output.links)
+    return received
+
+
+def _attributes_lost(folder: Path, output: Output) -> list[bytes]:
+    """Return the names of what may have lost its ACL, or have a wrong one, which is removed.
+
+    With --fake-super an ACL is one of rsync's own attributes. Where rsync sets other attributes, of
+    a folder or of a file that it doesn't write anew, it takes those it has just written for
+    superfluous. Where it sets the mode, it leaves an ACL in which it has left out what was in the
+    former mode. (Tried with 3.5.0.) Pulled again, what has lost its ACL gets it.
+    """
+    top = os.fsencode(folder)
+    names = [name for name in output.folders if _has_attributes(os.path.join(top, name))]
+    names += output.changed
+    for name in output.permitted:
+        try:
+            os.removexattr(os.path.join(top, name), _ACL)
+            names.append(name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOENT):
+                raise
+    return names
+
+
+def _has_attributes(path: bytes) -> bool:
+    """Say whether something has attributes of the machine's."""
+    return any(not name.startswith("user.rsync.%") for name in os.listxattr(path))
 
 
 class Output:
-    """rsync's standard output as it comes: progress is passed on, the end is kept for counting."""
+    """rsync's standard output as it comes: progress is passed on, the end is kept for counting.
 
-    def __init__(self, on_progress: Callable[[int, float | None], None] | None) -> None:
-        """Take who wants to hear of progress (bytes and percent)."""
+    Attributes:
+        changed: What was there already, or in a former tree, and had its attributes set.
+        permitted: The same of its mode alone.
+        folders: Those that are new.
+        links: Which name was linked to which other one, as the machine has them.
+    """
+
+    def __init__(
+        self, on_progress: Callable[[int, float | None], None] | None, mark: str | None = None
+    ) -> None:
+        """Take who wants to hear of progress (bytes and percent), and what marks rsync's items."""
         self._on_progress = on_progress
         self._tail = b""
+        self._rest = b""
+        self._item = None if mark is None else re.compile(mark.encode() + _ITEM)
+        self.changed: list[bytes] = []
+        self.permitted: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.links: set[bytes] = set()
 
     def feed(self, block: bytes) -> None:
         """Take a block of output."""
         self._tail = (self._tail + block)[-8192:]
+        if self._item is not None:
+            lines, end, self._rest = (self._rest + block).rpartition(b"\n")
+            for found in self._item.finditer(lines + end):
+                name = hard_links.unescaped(found["name"])
+                if found["link"]:
+                    self.links.add(name)
+                elif found["folder"]:
+                    self.folders.append(name)
+                elif found["rights"]:
+                    self.permitted.append(name)
+                else:
+                    self.changed.append(name)
         if self._on_progress is not None:
             last = None
             for last in _PROGRESS.finditer(block):  # noqa: B007 - only the last one matters

@@ -109,6 +109,8 @@ class SourceState:
     outside of how to keep snapshots, and `switched` says that it has since changed the mode that
     pulls into the mirror. `proven_at` is when a drill of a snapshot last succeeded, and
     `restored_at` when one last restored all of the source; the snapshot may be gone since.
+    `has_hard_links` says whether files have several names in the newest snapshot, or None where
+    that isn't known.
     """
 
     path: str | None = None
@@ -124,6 +126,7 @@ class SourceState:
     switched: bool = False
     proven_at: datetime | None = None
     restored_at: datetime | None = None
+    has_hard_links: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from turku_core.storage.mirror import (
     Outcome,
     Output,
     classify,
+    make_list,
 )
 from turku_core.storage.records import Record
 from turku_core.storage.snapshots import Environment, get_mode
@@ -395,7 +396,7 @@ def _run(
         if changes is not None:
             changes.feed(block)
 
-    names = b"".join(path.encode("utf-8", "surrogateescape") + b"\0" for path in wanted)
+    names = make_list(path.encode("utf-8", "surrogateescape") for path in wanted)
     finished = programs.run(command, env=env, stdin=names, cancelled=cancelled, on_stdout=feed)
     outcome, message = classify(finished.code, finished.stderr.splitlines())
     counted = output.statistics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -19,11 +20,13 @@ from tests.integration.snapshots.support import (
     nobodys_folder,
     serve,
 )
-from tests.support.trees import describe_tree, differences
+from tests.support.trees import acl, describe_tree, differences
 from turku_core.storage import mirror
 from turku_core.storage.mirror import Daemon, Outcome, PullOptions, Target
 from turku_core.storage.snapshots import CommitPending, commit, get_mode, resolve_mode
 from turku_core.storage.snapshots import ModeUnavailable as Unavailable
+
+NO_ID = 0xFFFFFFFF
 
 
 def write(path: Path, text: str) -> None:
@@ -220,3 +223,84 @@ def test_the_mode_is_the_sources_wish_or_the_units(tmp_path: Path) -> None:
     assert mode("none", large=True) == "none"
     with pytest.raises(Unavailable, match="isn't a btrfs"):
         mode("btrfs")
+
+
+MODES = ["link-dest", "borg", "none"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", MODES)
+def test_files_that_are_no_longer_one_come_back_as_two(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "source"
+    for name in ("apart", "together", "alone"):
+        write(source / name, name)
+        os.link(source / name, source / f"{name} too")
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        unit.back_up(daemon, mode)
+        for name in ("apart", "alone"):
+            # As `cp -p` does: the content and the time are what they were.
+            shutil.copy2(source / name, source / "new")
+            (source / "new").rename(source / f"{name} too")
+        (source / "apart too").chmod(0o4711)
+        for number in (1, 2):
+            unit.back_up(daemon, mode, at=START + number * DAY)
+            assert unit.restore("latest", tmp_path / f"{number}").ok
+            assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", MODES)
+def test_an_acl_is_kept_beside_attributes_that_change(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "source"
+    write(source / "folder" / "file", "x")
+    access = acl((1, 6, NO_ID), (2, 6, 1000), (4, 4, NO_ID), (16, 6, NO_ID), (32, 0, NO_ID))
+    for path in (source / "folder", source / "folder" / "file"):
+        os.setxattr(path, "system.posix_acl_access", access)
+    os.setxattr(source / "folder", "system.posix_acl_default", access)
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        for number in range(3):
+            for path in (source / "folder", source / "folder" / "file"):
+                os.setxattr(path, "user.number", b"%d" % number)
+            unit.back_up(daemon, mode, at=START + number * DAY)
+            assert unit.restore("latest", tmp_path / f"{number}").ok
+            assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", MODES)
+def test_the_owning_groups_rights_in_an_acl_are_kept_when_the_mode_changes(
+    tmp_path: Path, mode: str
+) -> None:
+    source = tmp_path / "source"
+    write(source / "folder" / "file", "x")
+    access = acl((1, 6, NO_ID), (2, 7, 1000), (4, 0, NO_ID), (16, 0, NO_ID), (32, 0, NO_ID))
+    for path in (source / "folder", source / "folder" / "file"):
+        os.setxattr(path, "system.posix_acl_access", access)
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        for number, rights in enumerate([0o600, 0o660, 0o640]):
+            for path in (source / "folder", source / "folder" / "file"):
+                path.chmod(rights)  # where there is an ACL, the group's are its mask
+            unit.back_up(daemon, mode, at=START + number * DAY)
+            assert unit.restore("latest", tmp_path / f"{number}").ok
+            assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_time_comes_back(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "source"
+    for moment in (-(10**18), -1, 0, 2**31 * 10**9, 4 * 10**18):
+        write(source / f"{moment}", "x")
+        os.utime(source / f"{moment}", ns=(moment, moment))
+    os.utime(source, ns=(-5, -5))
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        first = unit.back_up(daemon, mode)
+        if mode != "none":
+            unit.back_up(daemon, mode, at=START + DAY)  # else it is the mirror that is restored
+    assert unit.restore(first.id, tmp_path / "restored").ok
+    for path in (source, *source.iterdir()):
+        restored = tmp_path / "restored" / path.relative_to(source)
+        assert restored.stat().st_mtime_ns == path.stat().st_mtime_ns

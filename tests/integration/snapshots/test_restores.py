@@ -21,6 +21,7 @@ from tests.integration.snapshots.support import (
 from tests.support.trees import describe_tree, differences, make_odd_tree
 from turku_core.storage import restore
 from turku_core.storage.catalogue import NoSuchSnapshot
+from turku_core.storage.verification import Depth, verify
 
 MODES = ["link-dest", "borg"]
 
@@ -263,3 +264,26 @@ def test_root_leaves_nothing_on_the_volume_that_the_unit_cannot_use(tmp_path: Pa
         assert owners == {65534}
         with as_nobody():
             unit.back_up(daemon, "borg", at=START + 2 * DAY)
+
+
+@pytest.mark.parametrize("mode", ["link-dest", "borg"])
+def test_paths_that_begin_like_a_comment_are_restored_too(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "source"
+    names = ("#first", "; second/inside", "third")
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        record = unit.back_up(daemon, mode)
+        unit.back_up(daemon, mode, at=START + DAY)
+    restored = unit.restore(record.id, tmp_path / "restored", ["#first", "; second/inside"])
+    assert restored.ok
+    assert restored.files == 2
+    assert sorted(os.listdir(tmp_path / "restored")) == ["#first", "; second"]
+    assert (tmp_path / "restored/; second/inside").read_text() == "; second/inside"
+    for depth in Depth:
+        folder = unit.catalogue.open(MACHINE, "docs")
+        now = START + 2 * DAY
+        verdict = verify(unit.catalogue, folder, record, unit.environment, now, depth=depth)
+        assert verdict.proven, verdict

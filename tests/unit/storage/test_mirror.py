@@ -15,6 +15,7 @@ from turku_core.storage.mirror import (
     classify,
     make_rsync_command,
     make_rules,
+    make_touch_up_command,
 )
 
 DAEMON = Daemon(port=50123, module="docs", username="user", password="the session's password")
@@ -32,17 +33,17 @@ def test_the_whole_command() -> None:
         "--numeric-ids",
         "--modify-window=-1",
         "--fake-super",
-        "--delete",
-        "--delete-excluded",
-        "--partial",
         "--no-human-readable",
-        "--info=stats2,progress2",
         "--timeout=600",
         "--contimeout=30",
         "--sockopts=TCP_NODELAY",
         "--hard-links",
-        "--checksum",
         "--bwlimit=2.5m",
+        "--delete",
+        "--delete-excluded",
+        "--partial",
+        "--info=stats2,progress2",
+        "--checksum",
         "--filter=merge -",
         "--link-dest=/v/snapshots/a",
         "--link-dest=/v/b",
@@ -50,6 +51,36 @@ def test_the_whole_command() -> None:
         "rsync://user@127.0.0.1:50123/docs/",
         "/v/mirror/",
     ]
+
+
+def test_what_is_pulled_again_is_named_and_nothing_is_deleted() -> None:
+    command = make_touch_up_command(DAEMON, Target(Path("/v")), PullOptions(bwlimit="1m"))
+    assert {"--files-from=-", "--from0", "--fake-super", "--bwlimit=1m"} <= set(command)
+    assert not any(each.startswith("--delete") for each in command)
+
+
+def test_items_are_read_by_their_mark_in_whatever_pieces_they_come() -> None:
+    lines = [
+        b"mark .f........x changed\n",
+        b"mark cf........x in a former tree\n",
+        b"mark cd+++++++++ folder/\n",
+        b"mark >f+++++++++ new\n",
+        b"mark >f..t.....x written anew\n",
+        b"mark .f...p..... mode only\n",
+        b"mark cL+++++++++ link -> target\n",
+        b"mark hf          a\\#012line => b => c\n",
+        b"\r      1,234  50%  1.00MB/s mark .d........x ./\n",
+        b"other .f........x said by a machine\n",
+    ]
+    for size in (1, 7, 10_000):
+        output = Output(None, "mark")
+        text = b"".join(lines)
+        for start in range(0, len(text), size):
+            output.feed(text[start : start + size])
+        assert output.changed == [b"changed", b"in a former tree", b"./"]
+        assert output.permitted == [b"mode only"]
+        assert output.folders == [b"folder/"]
+        assert output.links == {b"a\nline => b => c"}
 
 
 def test_the_shortest_command_has_nothing_that_was_not_asked_for() -> None:

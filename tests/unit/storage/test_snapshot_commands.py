@@ -35,7 +35,7 @@ def test_the_whole_command_that_makes_an_archive() -> None:
         "--json",
         "--lock-wait=21600",
         "--compression=lz4",
-        "--files-cache=ctime,size,inode",
+        "--files-cache=mtime,size,inode",
         "--noctime",
         "--noflags",
         "--noacls",

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from turku_core.errors import TryAgainLater, TurkuError
-from turku_core.storage import holds, manifest, programs
+from turku_core.storage import hard_links, holds, manifest, programs
 from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Statistics, Target
 from turku_core.storage.records import Pending, Record, SourceState, read_json, time_of_id
@@ -125,6 +125,7 @@ class Mode(ABC):
                 mirror_id=None,
                 mirror_taken_at=None,
                 wish=wish,
+                has_hard_links=None,
                 switched=state.switched or is_switch,
                 unsynced_boot_id=state.unsynced_boot_id if distrust else boot_id,
             )
@@ -134,9 +135,13 @@ class Mode(ABC):
                 # A tree of link-dest shares inodes with snapshots: never write into it.
                 programs.remove_tree(folder.mirror)
             target = self._prepare(folder, distrust)
+            has_hard_links = state.has_hard_links is not False
+            if self.keeps_mirror and has_hard_links:
+                hard_links.keep_one_name(target.folder)
         if _was_damaged_since_the_newest(folder):
             # What is linked to, or shares its extents, would go on into the next snapshot.
             target = dataclasses.replace(target, checksum=True)
+        target = dataclasses.replace(target, has_hard_links=has_hard_links)
         folder.write_state(dataclasses.replace(folder.state(), mirror_mode=self.name))
         return target
 

@@ -51,6 +51,9 @@ _FOUND, _REPAIRED = "found", "repaired"
 _REPLACED = "all-zero"
 """What borg says of files that it can't give back whole since a repair (borg/archive.py)."""
 
+_BORG_TIME_END_NS = (2**31 - 1 - 2 * 86400) * 10**9
+"""Later times borg takes for this one, as if this host could have no others."""
+
 _OUTSIDE = ("No space left", "Insufficient free space", "Disk quota", "Read-only", "the lock")
 """Words of failures for which a repository can't be blamed."""
 _REPORTED_MAX = 600
@@ -124,6 +127,9 @@ class Borg(WaitingMirrorMode):
                         folder, command, cwd=place, held=held, cancelled=cancelled
                     )
                 _check(folder, extracted, may_warn=bool(paths))
+                _set_times_that_borg_lacks(
+                    place / MIRROR, manifest.read(folder.manifest(record.id))
+                )
                 yield place / MIRROR
             finally:
                 programs.remove_tree(place)
@@ -301,6 +307,14 @@ class Borg(WaitingMirrorMode):
         return done
 
 
+def _set_times_that_borg_lacks(tree: Path, known: manifest.Manifest | None) -> None:
+    """Set times before 1970 and after 2038, which borg changes (borg/helpers/parseformat.py)."""
+    for path, line in (known or {}).items():
+        if not 0 <= line.mtime_ns < _BORG_TIME_END_NS:
+            with suppress(FileNotFoundError):
+                os.utime(tree / path, ns=(0, line.mtime_ns), follow_symlinks=False)
+
+
 def _reading(folder: SourceFolder) -> AbstractContextManager[int]:
     return folder.machine_lock(wait_seconds=_READER_LOCK_SECONDS, shared=True)
 
@@ -369,7 +383,7 @@ def make_create_command(repository: Path, record: Record) -> list[str]:
         "--json",
         *_common(_WRITER_LOCK_SECONDS),
         "--compression=lz4",
-        "--files-cache=ctime,size,inode",
+        "--files-cache=mtime,size,inode",
         "--noctime",
         "--noflags",
         "--noacls",

@@ -14,8 +14,8 @@ from turku_core.storage import programs
 from turku_core.storage.mirror import Target
 from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import SnapshotError
-from turku_core.storage.snapshots.trees import TreeMode
-from turku_core.storage.source_folder import SourceFolder
+from turku_core.storage.snapshots.trees import TreeMode, compare_with_manifest
+from turku_core.storage.source_folder import Readable, SourceFolder
 
 _SUBVOLUME_ROOT_INODE = 256
 
@@ -52,6 +52,13 @@ class Btrfs(TreeMode):
         if tree.is_dir():
             _btrfs(["property", "set", "-ts", os.fspath(tree), "ro", "false"])
             _btrfs(["subvolume", "delete", os.fspath(tree)])
+
+    def check_mirror(self, folder: SourceFolder, record: Record) -> str | None:
+        """Compare a mirror that is restored from with the checksums of its snapshot."""
+        with folder.reading(Readable.MIRROR):
+            if folder.state().mirror_id != record.id:
+                return None
+            return compare_with_manifest(folder, record, folder.mirror)
 
     def tidy(self, folder: SourceFolder) -> None:
         """Do nothing: a deleted subvolume's room is freed by the kernel."""

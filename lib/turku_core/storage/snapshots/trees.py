@@ -86,11 +86,15 @@ def write_manifest(
 ) -> tuple[manifest.Manifest | None, manifest.Manifest]:
     """Write the checksums of a new snapshot's tree; return those before, if any, and these.
 
-    What hasn't changed since the snapshot before isn't read again. Raises OSError.
+    What hasn't changed since the snapshot before isn't read again. Whether there are hard links
+    is noted for the next pull. Raises OSError.
     """
     former = newest_manifest(folder, before=record.id)
     listed = manifest.make(tree, former, without_unreadable=without_unreadable)
     manifest.write(folder.manifest(record.id), listed)
+    inodes = [line.inode for line in listed.values() if line.content]
+    has_hard_links = len(set(inodes)) < len(inodes)
+    folder.write_state(replace(folder.state(), has_hard_links=has_hard_links))
     return former, listed
 
 
