@@ -8,6 +8,7 @@ clients are told of both, so that they get through before, during and after a ch
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,17 @@ from charmlibs.interfaces.tls_certificates import (
     KeyAlgorithm,
     Mode,
     ProviderCapabilities,
+    ProviderCertificate,
+    TLSCertificatesError,
     TLSCertificatesRequiresV4,
 )
 
 from turku_charm.api_relation import write_if_changed
+from turku_charm.statuses import Blocked
 from turku_core.api.certificates import COMMON_NAME_LENGTH_MAX
 from turku_core.relations import CERTIFICATES_BYTES_MAX
+
+logger = logging.getLogger(__name__)
 
 ENDPOINT = "certificates"
 FOLDER = Path("etc/turku-api/tls")
@@ -43,13 +49,32 @@ class Issued:
     key: str = field(repr=False)
 
 
+class _Requirer(TLSCertificatesRequiresV4):
+    """The library's, for which certificates that can't be read would be an error of the charm's.
+
+    Attributes:
+        is_unreadable: Whether the authority has sent such.
+    """
+
+    is_unreadable = False
+
+    def get_provider_certificates(self) -> list[ProviderCertificate]:
+        """Return what the authority sent; nothing, as long as it can't be read."""
+        try:
+            return super().get_provider_certificates()
+        except TLSCertificatesError as error:
+            logger.warning("the authority's certificates can't be read: %s", error)
+            self.is_unreadable = True
+            return []
+
+
 class Certificates:
     """The relation to another certificate authority."""
 
     def __init__(self, charm: ops.CharmBase) -> None:
         self._charm = charm
         self._names: tuple[str, ...] = ()
-        self._requirer = TLSCertificatesRequiresV4(
+        self._requirer = _Requirer(
             charm,
             ENDPOINT,
             certificate_requests=self._requests,
@@ -78,6 +103,18 @@ class Certificates:
             authorities=bundle([*between, authority]),
             key=str(key).strip() + "\n",
         )
+
+    def require_readable(self) -> None:
+        """Say it when the authority sends what isn't certificates.
+
+        Raises:
+            Blocked: It does. The unit serves with a certificate of its own CA meanwhile.
+        """
+        if self._requirer.is_unreadable:
+            raise Blocked(
+                "The authority on the relation certificates sends certificates that can't be read: "
+                "look at it, or remove the relation. The API goes on with its own authority."
+            )
 
     def _requests(self, _: ProviderCapabilities | None) -> list[CertificateRequestAttributes]:
         # The library also asks by itself, before this hook's names are known; none, then, keeps

@@ -86,6 +86,7 @@ class Serving:
         migrates = self._migrates(task, database)
         self._bring_up(values, identity, migrates)
         self._say_that_we_serve(task, database, issued)
+        self._certificates.require_readable()
 
     def _require_storage(self) -> None:
         if not self._memory.detaching and self._charm.model.storages[STORAGE]:

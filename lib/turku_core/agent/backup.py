@@ -21,6 +21,8 @@ from turku_core.protocol.messages import Source, StorageAddress
 
 logger = logging.getLogger(__name__)
 
+_COUNT_MAX = 2**63
+
 _WORDS = {"received": "success", "partial": "partial", "failed": "failed", "later": "later"}
 
 
@@ -199,13 +201,22 @@ def _hold_session(
 
 def progress_words(event: Event) -> str:
     """Return how far a storage unit says it is, such as ``1.5 GiB, 40 %``."""
-    count, percent = event.get("bytes"), event.get("percent")
+    count, percent = _number(event, "bytes"), _number(event, "percent")
     words = []
-    if isinstance(count, (int, float)):
+    if count is not None:
         words.append(human_size(count) or "")
-    if isinstance(percent, (int, float)):
+    if percent is not None:
         words.append(f"{percent:.0f} %")
     return ", ".join(words)
+
+
+def _number(event: Event, key: str) -> float | None:
+    """Return what the storage unit counted; what can't be a count is none."""
+    value = event.get(key)
+    # Not a number, as a float may be, is in no range.
+    if isinstance(value, (int, float)) and 0 <= value <= _COUNT_MAX:
+        return float(value)
+    return None
 
 
 def _take(event: Event, job: BackupJob, outcomes: dict[str, Outcome]) -> None:

@@ -356,6 +356,7 @@ def test_the_api_is_told_at_each_check_in_which_orders_are_at_work(
     agent = ordered.start("turku-agent-ping")
     try:
         wait_until(lambda: len(ordered.api.calls("agent_ping_checkin")) >= 3, "it checks in again")
+        wait_until(lambda: restores(unit), "the restore has a session")
     finally:
         agent.terminate()
         agent.communicate(timeout=60)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from turku_core.agent.backup import progress_words
 from turku_core.agent.checkin import Due, jobs_of, sources_of
 from turku_core.agent.hooks import hook_environment
 from turku_core.agent.registration import pauses
@@ -158,3 +159,19 @@ def test_the_pauses_between_tries_grow_to_a_bound_and_last_as_long_as_asked() ->
     assert sum(tried) == pytest.approx(120)
     assert tried[:3] == [2, 3, 4.5]
     assert max(tried) == 15
+
+
+@pytest.mark.parametrize(
+    ("count", "percent", "words"),
+    [
+        (3 * 2**20, 40.4, "3.0 MiB, 40 %"),
+        (10**400, 10**400, ""),
+        (float("nan"), float("inf"), ""),
+        (-1, None, ""),
+        ("many", [], ""),
+    ],
+)
+def test_a_storage_units_progress_is_shown_when_it_can_be_one(
+    count: object, percent: object, words: str
+) -> None:
+    assert progress_words({"event": "progress", "bytes": count, "percent": percent}) == words

@@ -110,6 +110,23 @@ def test_another_cas_certificate_is_used_and_both_cas_are_published(
     assert serving.status[0] == "active"
 
 
+@pytest.mark.parametrize("sent", ["-----BEGIN CERTIFICATE-----", "", "\0"])
+def test_what_isnt_a_certificate_is_said_and_the_own_ca_goes_on(serving: Api, sent: str) -> None:
+    other = testing.Relation("certificates", remote_app_name="ca")
+    serving.run(serving.on.relation_created(other), **serving.with_relations(other))
+    broken = {"certificate": sent, "certificate_signing_request": sent, "ca": sent, "chain": []}
+    answered = replace(
+        serving.relation(other), remote_app_data={"certificates": json.dumps([broken])}
+    )
+    serving.run(serving.on.relation_changed(answered), **serving.with_relations(answered))
+    name, message = serving.status
+    assert (name, message.partition(":")[0]) == (
+        "blocked",
+        "The authority on the relation certificates sends certificates that can't be read",
+    )
+    assert serving.systemd.is_running("turku-api.service")
+
+
 def test_changing_to_another_ca_and_back_leaves_keys_and_identities(
     serving: Api, authority: Authority
 ) -> None:
