@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import ops
@@ -118,7 +119,8 @@ class TurkuStorageCharm(ops.CharmBase):
             event.add_status(status_of(error))
             return
         root_disk = on_root_disk(self._volumes)
-        for status in storage_status.statuses(usage, root_disk, self._explained):
+        now = datetime.now(timezone.utc)
+        for status in storage_status.statuses(usage, root_disk, now, self._explained):
             event.add_status(status)
 
     # Actions

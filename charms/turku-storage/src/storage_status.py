@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import ops
@@ -18,22 +19,30 @@ _OF_A_LOOP = re.compile("The worker's [^:]+: ")
 _OF_THE_API = ("config", "reports")
 """The worker's loops that talk to the API: what is wrong with them, time mends, or the API."""
 
+_PASSING = timedelta(seconds=60)
+"""What is wrong with these for less than it, such as while the API starts again, isn't told: it
+would be read until the next update-status."""
+
 
 def statuses(
-    usage: Mapping[str, Any], on_root_disk: bool, explained: Collection[str] = ()
+    usage: Mapping[str, Any],
+    on_root_disk: bool,
+    now: datetime,
+    explained: Collection[str] = (),
 ) -> list[ops.StatusBase]:
     """Return what there is to say; Juju shows the worst.
 
     Args:
         usage: What the program answered.
         on_root_disk: New backups go to the root disk.
+        now: Aware.
         explained: The volumes of which it has been said already why they aren't mounted.
     """
     found: list[ops.StatusBase] = []
-    later = [_loop_problem(usage, name) for name in _OF_THE_API]
+    later = {_loop_problem(usage, name): _is_passing(usage, name, now) for name in _OF_THE_API}
     known = tuple(f"Volume {name!r}:" for name in explained)
     for problem in usage["problems"]:
-        if _OF_A_LOOP.sub("", problem).startswith(known):
+        if _OF_A_LOOP.sub("", problem).startswith(known) or later.get(problem):
             continue
         kind = ops.WaitingStatus if problem in later else ops.BlockedStatus
         found.append(kind(one_line(problem)))
@@ -46,6 +55,12 @@ def _loop_problem(usage: Mapping[str, Any], name: str) -> str | None:
     """Return the sentence that the program makes of a loop's error."""
     loop = usage["work"]["worker"].get(name)
     return f"The worker's {name}: {loop['error']}" if loop and loop.get("error") else None
+
+
+def _is_passing(usage: Mapping[str, Any], name: str, now: datetime) -> bool:
+    """Say whether a loop has begun to fail only just now."""
+    since = usage["work"]["worker"].get(name, {}).get("failing_since")
+    return since is not None and 0 <= now.timestamp() - since < _PASSING.total_seconds()
 
 
 def _facts(usage: Mapping[str, Any]) -> list[str]:

@@ -72,10 +72,19 @@ class WorkerRuns(TryAgainLater):
 
 @dataclass
 class LoopState:
-    """How a loop fares. Times are epoch seconds."""
+    """How a loop fares. Times are epoch seconds.
+
+    Attributes:
+        ended_at: When its last round ended, well or not.
+        failed_at: When a round last failed.
+        failing_since: When the first round failed of those that have failed since one went well;
+            None when the last one went well.
+        error: What the last round failed with; empty when it went well.
+    """
 
     ended_at: float | None = None
     failed_at: float | None = None
+    failing_since: float | None = None
     error: str = ""
 
 
@@ -95,6 +104,7 @@ def _loop_state(values: Mapping[str, Any]) -> LoopState:
     return LoopState(
         fields.optional(values, "ended_at", fields.number, None),
         fields.optional(values, "failed_at", fields.number, None),
+        fields.optional(values, "failing_since", fields.number, None),
         fields.optional(values, "error", fields.long_text, ""),
     )
 
@@ -117,8 +127,12 @@ class WorkerState:
         now = self.clock().timestamp()
         with self._lock:
             former = self.loops.get(name, LoopState())
-            failed_at = now if error else former.failed_at
-            self.loops[name] = LoopState(now, failed_at, summary_text(error))
+            self.loops[name] = LoopState(
+                ended_at=now,
+                failed_at=now if error else former.failed_at,
+                failing_since=(former.failing_since or now) if error else None,
+                error=summary_text(error),
+            )
             if error != former.error or time.monotonic() - self._stored_at > 5:
                 self._store()
 

@@ -122,6 +122,19 @@ def test_a_dry_run_only_tells(tmp_path: Path) -> None:
     assert all(record.expired_at is None for _, record in unit.catalogue.listing().records)
 
 
+def test_a_bare_mirror_is_told_of_as_removed_once_it_has_been_pulled_to_again(
+    tmp_path: Path,
+) -> None:
+    unit, _ = make_backups(tmp_path, "none", 3)
+    told: list[expiry.Change] = []
+    first, second, newest = (f"{START + number * DAY:%d}" for number in range(3))
+    changes = states(expire(unit, 2.1, tell=told.append))
+    assert changes == [(first, "removed"), (second, "removed")]
+    assert len(told) == 2
+    assert [snapshot[6:8] for snapshot in unit.ids()] == [newest]
+    assert states(expire(unit, 2.2)) == []
+
+
 def test_a_snapshot_that_is_being_restored_from_is_not_removed(tmp_path: Path) -> None:
     unit, place = make_backups(tmp_path, "link-dest", 5)
     record = unit.catalogue.records(place)[0][0]

@@ -210,6 +210,21 @@ def test_prior_art_25_a_broken_state_file_stops_nothing(tmp_path: Path) -> None:
         assert WorkerState(path, lambda: NOW).error("x") == "error"
 
 
+def test_since_when_a_loop_fails_is_kept_until_it_goes_well(tmp_path: Path) -> None:
+    path = tmp_path / "worker.json"
+    now = NOW
+    state = WorkerState(path, lambda: now)
+    since = []
+    for error in ("", "The API is away.", "The API is away.", "It says no.", "", "Away again."):
+        now += timedelta(seconds=20)
+        state.ended("config", error)
+        # Also over a restart of the worker.
+        state = WorkerState(path, lambda: now)
+        found = state.loops["config"].failing_since
+        since.append(None if found is None else found - NOW.timestamp())
+    assert since == [None, 40, 40, 40, None, 120]
+
+
 def test_prior_art_28_there_is_one_worker_and_its_lock_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "worker.lock"
     with worker_lock(path):

@@ -436,7 +436,7 @@ def converge(
     Leaves a pending commit for `commit` and a half-pulled mirror for the next pull; finishes
     removals, deletes left-overs, and writes records that were lost again from what lies there.
     `repository` False spares the slow look into borg's; `tell` hears of finished removals as in
-    `remove`. Takes the source's lock. Raises SourceBusy.
+    `remove`, and of bare mirrors that are withdrawn. Takes the source's lock. Raises SourceBusy.
     """
     done: list[str] = []
     with folder.lock(), folder.unread(Readable.SNAPSHOTS):
@@ -493,6 +493,7 @@ def _settle(
             )
             done.append(f"{folder.label}: {found.record.id} is still what its mirror holds.")
         elif found.condition is Condition.WITHDRAWN:
+            tell(found.record)
             catalogue.forget(folder, found.record.id)
             done.append(f"{folder.label}: {found.record.id} is withdrawn, its mirror has changed.")
         elif found.condition is Condition.LOST:
