@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -14,13 +15,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
+from tests.faults.disks import Disk, made_disk
 from tests.support.trees import Entry, describe_tree, differences
 from turku_core.local.layout import program
 from turku_core.local.turku import LocalTurku, Machine
@@ -33,11 +35,16 @@ from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings, read_settings
 from turku_core.storage.slots import running
 from turku_core.storage.snapshots import Environment
+from turku_core.storage.worker import expiry_report
 
 RUN_SECONDS = 120.0
 GONE_SECONDS = 60.0
 """Within it everything that a killed program had begun must be gone; most of it is at once."""
 
+MODES = ("borg", "link-dest", "none", *(["btrfs"] if os.geteuid() == 0 else []))
+"""Snapshot modes, and what their sources are called. Who isn't root can't mount a btrfs."""
+
+_DISK_MIB = 1024
 _LOOK_SECONDS = 0.01
 _PR_SET_CHILD_SUBREAPER = 36
 """prctl(2), linux/prctl.h"""
@@ -127,9 +134,12 @@ class World:
 
     Attributes:
         folder: Where all of it lies.
-        sources: The folders that are backed up, by the source's name.
-        trees: When a backup was begun, and what each source held then.
-        counted: How many steps each program goes through in a backup and its commit.
+        sources: The folders that are backed up, by the source's name, which is its mode's.
+        volume: Where the storage unit keeps them.
+        disk: What is mounted there; None where it is a plain folder.
+        storage: The root of the storage unit.
+        due: The sources that change and are backed up.
+        trees: When a backup was begun, and what the sources that were due held then.
     """
 
     folder: Path
@@ -137,9 +147,12 @@ class World:
     machine: Machine
     dice: random.Random
     sources: dict[str, Path]
+    volume: Path
+    disk: Disk | None
+    storage: Path
+    due: Collection[str] = ()
     trees: list[tuple[datetime, dict[str, dict[bytes, Entry]]]] = field(default_factory=list)
     generation: int = 0
-    counted: dict[str, int] = field(default_factory=dict)
     _descendants_before: set[int] = field(default_factory=set)
 
     # Programs and plans.
@@ -177,15 +190,22 @@ class World:
 
     def command(self, name: str, *words: str) -> list[str]:
         """Return the command of a program of the machine or the storage unit."""
-        root = self.turku.layout.storage if "storage" in name else self.machine.root
+        root = self.storage if "storage" in name else self.machine.root
         return [program(name), "--root", str(root), *words]
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[str]:
-        """Start a program."""
+    def start(
+        self,
+        name: str,
+        *words: str,
+        output: int = subprocess.DEVNULL,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start a program, with some more in its environment."""
         return subprocess.Popen(
             self.command(name, *words),
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=output,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -215,32 +235,49 @@ class World:
     # What happens to it.
 
     def change(self) -> None:
-        """Change every source, and note what is in it."""
+        """Change every source that is due, and note what is in it."""
         self.generation += 1
-        for path in self.sources.values():
+        due = {name: self.sources[name] for name in self.due}
+        for path in due.values():
             (path / "changing").write_text(f"{self.generation}\n")
             (path / f"only {self.generation}").write_bytes(self.dice.randbytes(3000))
             (path / f"only {self.generation - 2}").unlink(missing_ok=True)
             (path / "large").write_bytes(self.dice.randbytes(256 * 1024))
         now = datetime.now(timezone.utc)
-        trees = {name: describe_tree(path) for name, path in self.sources.items()}
+        trees = {name: describe_tree(path) for name, path in due.items()}
         self.trees.append((now, trees))
 
     def make_due(self) -> None:
-        """Let some hours pass: leases and pauses after failures end, and the sources are due."""
+        """Let some hours pass: leases and pauses after failures end, and sources get due."""
         queue = self.settings().paths.queue
         for path in queue.glob("*.json"):
             path.write_text(json.dumps({**json.loads(path.read_bytes()), "not_before": None}))
         with self.database() as database:
             database.execute(
-                "UPDATE turku_api_source SET requested_at = datetime('now', '-1 minute'), "
-                "next_due_at = datetime('now', '-1 minute'), failures = 0, "
+                "UPDATE turku_api_source SET failures = 0, requested_at = NULL, "
+                "next_due_at = datetime('now', '+1 day'), "
                 "leased_at = iif(leased_at IS NULL, NULL, datetime('now', '-3 hours')), "
                 "lease_until = iif(lease_until IS NULL, NULL, datetime('now', '-2 hours'))"
             )
-            database.execute(
-                "UPDATE turku_api_machine SET next_due_at = datetime('now', '-1 minute')"
+            database.executemany(
+                "UPDATE turku_api_source SET requested_at = datetime('now', '-1 minute'), "
+                "next_due_at = datetime('now', '-1 minute') WHERE name = ?",
+                [(name,) for name in self.due],
             )
+            database.execute("UPDATE turku_api_restoreorder SET not_before = ordered_at")
+            database.execute(
+                "UPDATE turku_api_machine SET next_due_at = datetime('now', '-1 minute'), "
+                "next_order_at = iif(next_order_at IS NULL, NULL, datetime('now', '-1 minute'))"
+            )
+
+    @contextlib.contextmanager
+    def only_due(self, names: Collection[str]) -> Iterator[None]:
+        """Let these sources change and be backed up, and no others, while the context lasts."""
+        former, self.due = self.due, names
+        try:
+            yield
+        finally:
+            self.due = former
 
     @contextlib.contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
@@ -259,30 +296,66 @@ class World:
         self.make_due()
         backed_up = self.run("turku-agent-ping")
         assert backed_up.code == 0, backed_up
+        self.expire()
         worked = self.run("turku-storage-worker", "--once")
         assert worked.code == 0, worked
-        self.expire()
 
     def expire(self) -> None:
         """Run expiry, which sweeps as well."""
         settings = self.settings()
         catalogue = make_catalogue(settings)
+        spool = Spool(settings.paths.reports)
+        now = datetime.now(timezone.utc)
         report = expiry.run(
             catalogue,
             Environment(settings.paths.state),
-            datetime.now(timezone.utc),
+            now,
             floor=settings.expiry_floor,
             grace=settings.expiry_grace,
             default_retention=settings.default_retention,
+            tell=lambda change: spool.add(expiry_report(change), now),
         )
         assert report.problems == (), report
         assert report.changes == (), report
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[Callable[[], None]]:
+        """Give a way to make the volume what it is now, again and again."""
+        copy = self.folder / "copy"
+        with self.database() as database:
+            states = database.execute("SELECT state, id FROM turku_api_snapshot").fetchall()
+        if self.disk is None:
+            subprocess.run(["cp", "-a", str(self.volume), str(copy)], check=True)
+        else:
+            self.disk.unmount()
+            self.disk.keep(copy)
+            self.disk.mount()
+
+        def put_back() -> None:
+            if self.disk is None:
+                shutil.rmtree(self.volume)
+                subprocess.run(["cp", "-a", str(copy), str(self.volume)], check=True)
+            else:
+                self.disk.unmount()
+                self.disk.bring_back(copy)
+                self.disk.mount()
+            shutil.rmtree(self.settings().paths.state / "borg", ignore_errors=True)
+            with self.database() as database:
+                database.executemany("UPDATE turku_api_snapshot SET state = ? WHERE id = ?", states)
+
+        try:
+            yield put_back
+        finally:
+            if self.disk is None:
+                shutil.rmtree(copy)
+            else:
+                copy.unlink()
 
     # What must hold of it.
 
     def settings(self) -> Settings:
         """Return the storage unit's settings."""
-        return read_settings(self.turku.layout.storage)
+        return read_settings(self.storage)
 
     def catalogue(self) -> Catalogue:
         """Return what lies on its volume."""
@@ -308,8 +381,12 @@ class World:
 
     def expected(self, record: Record) -> Mapping[bytes, Entry]:
         """Return what the source held when a snapshot was taken."""
-        trees = [trees for began, trees in self.trees if began <= record.taken_at]
-        return trees[-1][record.source]
+        known = [
+            trees[record.source]
+            for began, trees in self.trees
+            if began <= record.taken_at and record.source in trees
+        ]
+        return known[-1]
 
     def wrong_in(self, record: Record) -> list[str]:
         """Restore a snapshot, and return what isn't as it was."""
@@ -334,7 +411,9 @@ class World:
             unwanted: What may be gone, since its policy doesn't want it.
         """
         listed = self.listed()
-        gone = self.reported() - listed.keys() - unwanted
+        # In mode none there is one snapshot, which ends as the next pull begins.
+        wanted = {key for key in self.reported() if key[0] != "none"}
+        gone = wanted - listed.keys() - unwanted
         found = [f"{each} was reported and is gone" for each in gone]
         newest = [max(key for key in listed if key[0] == name) for name in self.names(listed)]
         older = sorted(listed.keys() - set(newest))
@@ -354,7 +433,7 @@ class World:
         listed = self.listed()
         began = self.trees[-1][0]
         fresh = {name for (name, _), record in listed.items() if record.taken_at >= began}
-        assert fresh == set(self.sources)
+        assert fresh == set(self.due)
         assert self.reported() == set(listed)
         paths = self.settings().paths
         assert Queue(paths.queue).jobs() == []
@@ -376,7 +455,7 @@ class World:
         services, others = self.processes()
         found = [f"process {pid}: {describe(pid)}" for pid in others]
         found += [f"port {port}" for port in listening_ports(services) - self._own_ports()]
-        found += [f"lock {path}" for path in locked_below(self.folder)]
+        found += [f"lock {path}" for path in locked_below(self.folder, self.volume)]
         mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
         return [*found, *(line for line in mounts if str(self.folder) in line)]
 
@@ -403,8 +482,8 @@ class World:
         places = (
             self.machine.root / "var",
             self.machine.root / "run",
-            self.turku.layout.storage / "var",
-            self.turku.layout.volume / "machines",
+            self.storage / "var",
+            self.volume / "machines",
             self.turku.layout.api / "var",
             self.temporary,
         )
@@ -414,15 +493,16 @@ class World:
                 name = path.name
                 is_half = name.endswith(".tmp") or name.startswith((".restore-", ".removing-"))
                 is_session = path.parent.name == "sessions" and name != ".lock"
-                # When it starts, borg tries with empty files and folders what the system can do.
+                # When it starts, borg tries itself and the system, with files and folders that are
+                # empty or hold an empty index.
                 is_temporary = place == self.temporary and _holds_something(path)
                 if is_half or is_session or is_temporary or ".borg.new" in name:
-                    found.append(str(path.relative_to(self.folder)))
+                    found.append(str(path))
         return found
 
 
 def _holds_something(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
+    return path.is_file() and path.read_bytes()[:8] not in (b"", b"BORG_IDX")
 
 
 def finish(process: subprocess.Popen[str]) -> Ran:
@@ -499,15 +579,18 @@ def listening_ports(processes: set[int]) -> set[int]:
     return {port for socket, port in ports.items() if socket in found}
 
 
-def locked_below(folder: Path) -> list[str]:
-    """Return the files below a folder that somebody holds a lock on (flock(2)), but for its own."""
+def locked_below(*places: Path) -> list[str]:
+    """Return the files below some folders that somebody holds a lock on (flock(2)).
+
+    The lock of the Turku itself, in the first folder, isn't meant.
+    """
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in itertools.chain.from_iterable(map(os.walk, places)):
         for name in (*files, *folders):
             path = Path(parent, name)
             if "lock" not in name and parent.rpartition("/")[2] not in ("slots", "runs", "queue"):
                 continue
-            if path == folder / "t/lock" or path.is_symlink():
+            if path == places[0] / "t/lock" or path.is_symlink():
                 continue
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -532,29 +615,40 @@ def subreaper() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def make_world(folder: Path, dice: random.Random) -> Iterator[World]:
-    """Make a Turku whose worker runs only when it is told to, and a machine with two sources."""
+def make_world(folder: Path, dice: random.Random, modes: Collection[str]) -> Iterator[World]:
+    """Make a Turku whose worker runs only when it is told to, and a machine.
+
+    The machine has a source for each mode. Where btrfs is among these, it is the volume's as well.
+    """
     patch = pytest.MonkeyPatch()
     before = descendants_of(os.getpid())
-    with subreaper(), patch.context() as context:
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(made_disk("btrfs", _DISK_MIB)) if "btrfs" in modes else None
+        volume = folder / "t/volume" if disk is None else disk.place
+        stack.enter_context(subreaper())
+        context = stack.enter_context(patch.context())
         context.setattr(sys, "executable", str(make_programs(folder / "env")))
-        turku = LocalTurku(folder / "t", has_worker=False)
+        place = {"path": str(volume), "accept_new_high_water_pct": 100}
+        turku = LocalTurku(
+            folder / "t", storage_settings={"volumes": {"local": place}}, has_worker=False
+        )
         with turku:
-            sources = {name: folder / "sources" / name for name in ("borg", "trees")}
+            sources = {name: folder / "sources" / name for name in modes}
             for path in sources.values():
                 path.mkdir(parents=True)
                 (path / "same").write_text("same\n")
                 (path / "link").symlink_to("same")
             common = {"retention": "last 1000 snapshots", "bwlimit": "1m"}
-            modes = {"borg": "borg", "trees": "link-dest"}
             machine = turku.add_machine(
                 "victim",
                 {
-                    name: {"path": str(path), "snapshot_mode": modes[name], **common}
+                    name: {"path": str(path), "snapshot_mode": name, **common}
                     for name, path in sources.items()
                 },
             )
-            world = World(folder, turku, machine, dice, sources)
+            world = World(
+                folder, turku, machine, dice, sources, volume, disk, turku.layout.storage, modes
+            )
             world._descendants_before |= before
             try:
                 yield world

@@ -333,6 +333,15 @@ def _converge(
     changes: list[Change],
 ) -> None:
     """Sweep a source, and once a day compare its records with the repository."""
+
+    def tell(record: Record) -> None:
+        change = Change(folder, record, "removed")
+        if record.removing:
+            _tell(rules, change, changes)
+        else:
+            # A bare mirror that has been pulled to again: that is no doing of expiry's.
+            rules.tell(change)
+
     now = rules.now
     compared_at = folder.state().compared_at
     due = compared_at is None or abs(now - compared_at) >= _COMPARE_INTERVAL
@@ -341,7 +350,7 @@ def _converge(
         folder,
         environment,
         repository=due,
-        tell=lambda record: _tell(rules, Change(folder, record, "removed"), changes),
+        tell=tell,
     )
     if due and not folder.old_layout and folder.repository.is_dir():
         with folder.lock():

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,17 +213,19 @@ def test_prior_art_25_a_broken_state_file_stops_nothing(tmp_path: Path) -> None:
 
 def test_since_when_a_loop_fails_is_kept_until_it_goes_well(tmp_path: Path) -> None:
     path = tmp_path / "worker.json"
-    now = NOW
-    state = WorkerState(path, lambda: now)
     since = []
-    for error in ("", "The API is away.", "The API is away.", "It says no.", "", "Away again."):
-        now += timedelta(seconds=20)
+    errors = ("", "The API is away.", "The API is away.", "It says no.", "", "Away again.")
+    for seconds, error in enumerate(errors):
+        # Each is another worker: it is kept over a restart, too.
+        state = WorkerState(path, partial(later, seconds))
         state.ended("config", error)
-        # Also over a restart of the worker.
-        state = WorkerState(path, lambda: now)
         found = state.loops["config"].failing_since
         since.append(None if found is None else found - NOW.timestamp())
-    assert since == [None, 40, 40, 40, None, 120]
+    assert since == [None, 1, 1, 1, None, 5]
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
 
 
 def test_prior_art_28_there_is_one_worker_and_its_lock_file_stays(tmp_path: Path) -> None:

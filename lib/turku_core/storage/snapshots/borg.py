@@ -245,9 +245,18 @@ class Borg(WaitingMirrorMode):
                 self._checked(folder, command, held=held)
             if folder.repository.is_dir():
                 _mend_configuration(folder)
+                self._remove_half_made_locks(folder)
                 if _noted_damage(folder) == _FOUND:
                     self._repair(folder, held)
             yield held
+
+    def _remove_half_made_locks(self, folder: SourceFolder) -> None:
+        """Remove the folders that were to become a lock of a borg that was killed meanwhile."""
+        caches = self.environment.state_folder / "borg/.cache/borg"
+        for place in (folder.repository, caches / _repository_id(folder)):
+            for path in place.glob("lock.exclusive.*.tmp"):
+                if not any(_is_living_borg(pid) for _, pid in _owners(path)):
+                    programs.remove_tree(path)
 
     def _repair(self, folder: SourceFolder, held: int) -> None:
         """Let borg take out of a repository what is damaged, so that it is archived again.
@@ -322,20 +331,28 @@ def _reading(folder: SourceFolder) -> AbstractContextManager[int]:
 def _is_locked_by_the_dead(repository: Path) -> bool:
     """Say whether there are locks in a repository, all of borgs on this host that aren't any more.
 
-    An exclusive lock is a folder with a file named `<host>.<pid>-<thread>` in it; shared ones are
-    listed as [host, pid, thread] in a file (borg/locking.py).
+    Shared ones are listed as [host, pid, thread] in a file (borg/locking.py).
     """
-    owners: list[tuple[str, int]] = []
-    with suppress(OSError):
-        for name in os.listdir(repository / "lock.exclusive"):
-            host, _, process = name.rpartition(".")
-            owners.append((host, int(process.partition("-")[0])))
+    owners = _owners(repository / "lock.exclusive")
     with suppress(OSError, ValueError):
         roster = json.loads((repository / "lock.roster").read_text("utf-8"))
         owners += [(str(host), int(pid)) for each in roster.values() for host, pid, _ in each]
     return bool(owners) and all(
         host == _host_id() and not _is_living_borg(pid) for host, pid in owners
     )
+
+
+def _owners(lock: Path) -> list[tuple[str, int]]:
+    """Return the host and process of who has an exclusive lock.
+
+    It is a folder with a file named `<host>.<pid>-<thread>` in it (borg/locking.py).
+    """
+    owners = []
+    with suppress(OSError):
+        for name in os.listdir(lock):
+            host, _, process = name.rpartition(".")
+            owners.append((host, int(process.partition("-")[0])))
+    return owners
 
 
 def _is_living_borg(pid: int) -> bool:
