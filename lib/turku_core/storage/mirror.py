@@ -41,6 +41,9 @@ _ITEM = (
 
 _ACL = "user.rsync.%aacl"
 
+_RULES_AT_ONCE = 500
+"""How many names one rsync includes: each file beside them is compared with all of them."""
+
 _STATISTICS = {
     "files_total": re.compile(rb"^Number of files: ([\d,.]+)", re.MULTILINE),
     "folders_total": re.compile(rb"^Number of files: .*\bdir: ([\d,.]+)", re.MULTILINE),
@@ -172,11 +175,28 @@ def make_rsync_command(
 def make_touch_up_command(
     daemon: Daemon, target: Target, options: PullOptions, *, io_timeout: int = IO_SECONDS
 ) -> list[str]:
-    """Return the rsync command that pulls again what stdin names, and no more."""
-    command = _make_command(options, io_timeout)
-    # See `restore` about --no-inc-recursive.
-    command += ["--no-inc-recursive", "--files-from=-", "--from0", "--ignore-missing-args"]
+    """Return the rsync command that pulls again what the rules on stdin include, and no more.
+
+    They are rules since a machine's daemon takes no list of names: it would read it from a file.
+    """
+    command = [*_make_command(options, io_timeout), "--from0", "--filter=merge -"]
     return [*command, "--", daemon.url, f"{target.folder}/"]
+
+
+def make_inclusions(names: Iterable[bytes]) -> bytes:
+    """Return the rules that include these names, as rsync prints them, and nothing else."""
+    rules: dict[bytes, None] = {}
+    for name in names:
+        parts = name.rstrip(b"/").split(b"/")
+        for count in range(1, len(parts)):
+            rules[b"+ /" + _as_pattern(b"/".join(parts[:count])) + b"/\0"] = None
+        rules[b"+ /" + _as_pattern(b"/".join(parts)) + b"\0"] = None
+    return b"".join([*rules, b"- *\0"])
+
+
+def _as_pattern(name: bytes) -> bytes:
+    """Return the pattern that matches a name alone: only beside wildcards a backslash escapes."""
+    return re.sub(rb"([\\*?\[])", rb"\\\1", name) if re.search(rb"[*?\[]", name) else name
 
 
 def make_list(names: Iterable[bytes]) -> bytes:
@@ -263,18 +283,21 @@ def pull(
         if outcome is Outcome.PARTIAL and not statistics.files_total:
             outcome, message = Outcome.FAILED, f"Nothing could be read. {message}"
         received = Received(outcome, finished.code, message, statistics)
-        names = _attributes_lost(target.folder, output)
-        if received.usable and names:
+        names = sorted(_attributes_lost(target.folder, output)) if received.usable else []
+        command = make_touch_up_command(daemon, target, options, io_timeout=io_timeout)
+        for first in range(0, len(names), _RULES_AT_ONCE):
             finished = programs.run(
-                make_touch_up_command(daemon, target, options, io_timeout=io_timeout),
+                command,
                 env=env,
-                stdin=make_list(names),
+                stdin=make_inclusions(names[first : first + _RULES_AT_ONCE]),
                 cancelled=cancelled,
                 hold=hold,
             )
             outcome, message = classify(finished.code, finished.stderr.splitlines())
             if outcome is not Outcome.RECEIVED:
                 received = Received(outcome, finished.code, message, statistics)
+            if not received.usable:
+                break
     except programs.Cancelled:
         return Received(Outcome.LATER, -9, "The session ended before everything had come.")
     if received.usable and target.link_dests and target.has_hard_links:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import turku_core
 from turku_core.storage import mirror, restore
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.mirror import Daemon, PullOptions, Received
@@ -126,9 +128,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+_TEMPLATE = Path(turku_core.__file__).parent / "templates/rsyncd.conf.j2"
+_REFUSED = re.findall(r"^refuse options = (.*)$", _TEMPLATE.read_text(), re.MULTILINE)
+"""What a machine's daemon refuses of those who write, and of those who read."""
+
+
 @contextlib.contextmanager
 def serve(path: Path, *, writable: bool = False, module: str = "docs") -> Iterator[Daemon]:
-    """Serve a folder as a machine does: a module with a user and a password."""
+    """Serve a folder as a machine does: with a user, a password, and what it refuses."""
     with tempfile.TemporaryDirectory(prefix="turku-rsyncd-") as name:
         private = Path(name)
         port = free_port()
@@ -144,6 +151,7 @@ def serve(path: Path, *, writable: bool = False, module: str = "docs") -> Iterat
             f"address = 127.0.0.1\nport = {port}\nmunge symlinks = no\n{identity}"
             f"[{module}]\npath = {path}\nread only = {'no' if writable else 'yes'}\n"
             f"list = no\nauth users = user\nsecrets file = {secrets}\n"
+            f"refuse options = {_REFUSED[0 if writable else 1]}\n"
         )
         process = subprocess.Popen(
             ["rsync", "--daemon", "--no-detach", f"--config={configuration}"],

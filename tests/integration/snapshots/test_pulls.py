@@ -253,15 +253,29 @@ def test_files_that_are_no_longer_one_come_back_as_two(tmp_path: Path, mode: str
 @pytest.mark.parametrize("mode", MODES)
 def test_an_acl_is_kept_beside_attributes_that_change(tmp_path: Path, mode: str) -> None:
     source = tmp_path / "source"
-    write(source / "folder" / "file", "x")
+    names = [
+        "file",
+        "#1",
+        "; 2",
+        "line\nline",
+        "w*[ild]?\\",
+        "back\\slash\\",
+        "caf\udce9",
+        " ",
+        "- *",
+    ]
+    for name in names:
+        write(source / "fol*der\\" / name, "x")
+    folders = [source, source / "fol*der\\"]
     access = acl((1, 6, NO_ID), (2, 6, 1000), (4, 4, NO_ID), (16, 6, NO_ID), (32, 0, NO_ID))
-    for path in (source / "folder", source / "folder" / "file"):
+    for path in (*folders, *folders[1].iterdir()):
         os.setxattr(path, "system.posix_acl_access", access)
-    os.setxattr(source / "folder", "system.posix_acl_default", access)
+    for path in folders:
+        os.setxattr(path, "system.posix_acl_default", access)
     unit = make_unit(tmp_path)
     with serve(source) as daemon:
         for number in range(3):
-            for path in (source / "folder", source / "folder" / "file"):
+            for path in (*folders, *folders[1].iterdir()):
                 os.setxattr(path, "user.number", b"%d" % number)
             unit.back_up(daemon, mode, at=START + number * DAY)
             assert unit.restore("latest", tmp_path / f"{number}").ok

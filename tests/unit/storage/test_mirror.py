@@ -13,6 +13,7 @@ from turku_core.storage.mirror import (
     PullOptions,
     Target,
     classify,
+    make_inclusions,
     make_rsync_command,
     make_rules,
     make_touch_up_command,
@@ -53,10 +54,20 @@ def test_the_whole_command() -> None:
     ]
 
 
-def test_what_is_pulled_again_is_named_and_nothing_is_deleted() -> None:
+def test_what_is_pulled_again_is_included_and_nothing_is_deleted() -> None:
     command = make_touch_up_command(DAEMON, Target(Path("/v")), PullOptions(bwlimit="1m"))
-    assert {"--files-from=-", "--from0", "--fake-super", "--bwlimit=1m"} <= set(command)
+    assert {"--filter=merge -", "--from0", "--fake-super", "--bwlimit=1m"} <= set(command)
     assert not any(each.startswith("--delete") for each in command)
+    # Which a machine's daemon refuses.
+    assert not any(each.startswith("--files-from") for each in command)
+
+
+def test_inclusions_are_of_the_names_and_of_the_folders_above_them() -> None:
+    names = [b"./", b"a/b/c", b"a/b/d/", b"#1\n", b"w*\\[x", b"back\\slash", b"caf\xe9"]
+    assert make_inclusions(names).split(b"\0") == [
+        b"+ /.", b"+ /a/", b"+ /a/b/", b"+ /a/b/c", b"+ /a/b/d", b"+ /#1\n", b"+ /w\\*\\\\\\[x",
+        b"+ /back\\slash", b"+ /caf\xe9", b"- *", b"",
+    ]  # fmt: skip
 
 
 def test_items_are_read_by_their_mark_in_whatever_pieces_they_come() -> None:
