@@ -33,7 +33,7 @@ demo: local-packages $(VENV)/.ready-local  ## Back up a real tree on this machin
 	@$(BIN)/turku-local demo $(if $(SOURCE),--source '$(SOURCE)')
 
 .PHONY: test
-test: test-packages model-packages $(VENV)/.ready-dev other-environments  ## Lint and run the tests, fast ones first; the last line counts them
+test: test-packages model-packages $(VENV)/.ready-dev other-environments  ## Lint, then run the tests, fast ones first; the last line counts them
 	@$(COMPILE)
 	@$(BIN)/python tools/run_tests.py lint unit integration model
 

@@ -2,9 +2,8 @@
 
     python tools/run_tests.py lint unit integration
 
-Each test run says itself what it does; this adds their counts up. What isn't a test run goes on
-beside them. The exit code is 0 only if every check held. It runs from any folder and needs the
-environment of requirements/dev.txt.
+Each test run says itself what it does; this adds their counts up. The exit code is 0 only if
+every check held. It runs from any folder and needs the environment of requirements/dev.txt.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,75 +163,31 @@ PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a check went: what it said if it is to be shown, and how long it took (seconds)."""
-
-    held: bool
-    said: bytes
-    seconds: float
-
-
-def run_tests(check: Check, count: Count) -> bool:
-    """Run tests, show their output, add them to `count`; return whether all held."""
+def run(check: Check, count: Count) -> bool:
+    """Run one check, show its output, add its tests to `count`; return whether it held."""
     print(f"== {check.name}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="turku-tests-") as folder:
         report = Path(folder, "report.xml")
-        command = [*check.command, f"--junit-xml={report}"]
-        held = subprocess.run(command, cwd=TREE, check=False).returncode == 0
-        count.add(report)
-    show(check, Outcome(held, b"", time.monotonic() - began))
+        if check.counts_tests:
+            command = [*check.command, f"--junit-xml={report}"]
+            held = subprocess.run(command, cwd=TREE, check=False).returncode == 0
+            count.add(report)
+        else:
+            held = run_quietly(check.command)
+    outcome = "held" if held else "FAILED"
+    print(f"== {check.name}: {outcome} after {time.monotonic() - began:.0f} s", flush=True)
     return held
 
 
-def run_quietly(check: Check) -> Outcome:
-    """Run a check whose words matter only when it fails."""
-    began = time.monotonic()
+def run_quietly(command: tuple[str, ...]) -> bool:
+    """Run a check whose words matter only when it fails; return whether it held."""
     done = subprocess.run(
-        check.command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    held = done.returncode == 0
-    return Outcome(held, b"" if held else done.stdout, time.monotonic() - began)
-
-
-def show(check: Check, outcome: Outcome) -> None:
-    """Say how a check went, on one line below what it said."""
-    sys.stdout.buffer.write(outcome.said)
-    held = "held" if outcome.held else "FAILED"
-    print(f"== {check.name}: {held} after {outcome.seconds:.0f} s", flush=True)
-
-
-def run_all(checks: list[Check], count: Count) -> list[str]:
-    """Run all checks to their end, and return the names of those that did not hold.
-
-    A check that isn't a test run uses one processor, so these go on one after the other beside the
-    test runs. How they went is said between two of those, or at the end.
-    """
-    broken = []
-    with ThreadPoolExecutor(1) as beside:
-        quiet = [
-            (each, beside.submit(run_quietly, each)) for each in checks if not each.counts_tests
-        ]
-
-        def show_quiet(those: Callable[[Future[Outcome]], bool]) -> None:
-            while quiet and those(quiet[0][1]):
-                check, future = quiet.pop(0)
-                outcome = future.result()
-                show(check, outcome)
-                if not outcome.held:
-                    broken.append(check.name)
-
-        try:
-            for check in checks:
-                if check.counts_tests:
-                    if not run_tests(check, count):
-                        broken.append(check.name)
-                    show_quiet(Future.done)
-            show_quiet(lambda _: True)
-        finally:
-            beside.shutdown(cancel_futures=True)
-    return broken
+    if done.returncode != 0:
+        sys.stdout.buffer.write(done.stdout)
+    return done.returncode == 0
 
 
 def main(parts: list[str]) -> int:
@@ -244,7 +197,7 @@ def main(parts: list[str]) -> int:
         print(f"usage: run_tests.py {'|'.join(PARTS)}...", file=sys.stderr)
         return 2
     count = Count()
-    broken = run_all([check for part in parts for check in PARTS[part]], count)
+    broken = [check.name for part in parts for check in PARTS[part] if not run(check, count)]
     if broken:
         print(f"These did not hold: {', '.join(broken)}.")
     if count != Count():

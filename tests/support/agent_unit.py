@@ -15,7 +15,6 @@ import yaml
 from ops import testing
 
 from tests.support.charms import CHARMS, load_charm
-from tests.support.quick_programs import quick_programs
 from tests.support.workload import use_this_environment
 from turku_charm import host
 from turku_core.credentials import make_secret
@@ -170,7 +169,7 @@ def contents(root: Path, paths: Iterable[Path]) -> dict[str, str]:
 def use_stand_in_host(monkeypatch: pytest.MonkeyPatch) -> Host:
     """Keep the charm from the real apt and systemd, and give it this environment's programs."""
     fake = Host()
-    use_this_environment(monkeypatch, quick_programs())
+    use_this_environment(monkeypatch)
     monkeypatch.delenv("JUJU_PRINCIPAL_UNIT", raising=False)
     monkeypatch.setattr(host, "start_anew", fake.started.append)
     monkeypatch.setattr(host, "stop", fake.stopped.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from ops import testing
 from scenario import _runtime
 
 from tests.support.charms import CHARMS, charm_folder, load_charm
-from tests.support.quick_programs import quick_programs
 from tests.support.workload import use_this_environment
 from turku_charm import host
 from turku_charm.programs import Programs
@@ -131,7 +131,7 @@ class Api:
     @property
     def programs(self) -> Programs:
         """The unit's programs."""
-        return Programs(quick_programs(), self.root)
+        return Programs(Path(sys.executable).parent, self.root)
 
     def ask(self, *words: str) -> Any:
         """Return what the unit's `turku-api` answers as JSON."""
@@ -199,7 +199,7 @@ def first_state() -> testing.State:
 
 def stand_in_for_systemd(monkeypatch: pytest.MonkeyPatch) -> Systemd:
     """Replace systemd, and let the workload be this environment's programs."""
-    use_this_environment(monkeypatch, quick_programs())
+    use_this_environment(monkeypatch)
     stand_in = Systemd()
     for name in ("is_running", "restart", "stop"):
         monkeypatch.setattr(host, name, getattr(stand_in, name))

@@ -21,7 +21,6 @@ from ops import testing
 
 from tests.support.charms import CHARMS, load_charm
 from tests.support.joined import Joined
-from tests.support.quick_programs import quick_programs
 from tests.support.workload import use_this_environment
 from turku_charm import host
 from turku_charm.programs import Programs
@@ -116,7 +115,7 @@ class Fleet(Joined):
 
     def programs(self, unit: str) -> Programs:
         """Return the workload's programs on a unit's machine."""
-        return Programs(quick_programs(), self.unit(unit).root)
+        return Programs(BIN, self.unit(unit).root)
 
     def copy_of(self, unit: str) -> Path:
         """Copy a machine's agent, its configuration and identity, to a root of its own."""
@@ -149,6 +148,6 @@ def _free_port() -> int:
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     """A model in which nothing is deployed yet."""
-    use_this_environment(monkeypatch, quick_programs())
+    use_this_environment(monkeypatch)
     Services().put_in_place(monkeypatch)
     return Fleet(tmp_path)

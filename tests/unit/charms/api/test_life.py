@@ -18,7 +18,6 @@ from api_config import ApiConfig
 from api_service import Service
 from tests.support.api_unit import DATA, Api, Systemd, content, first_state
 from tests.support.charms import CHARMS
-from tests.support.quick_programs import BIN
 from turku_charm.workload import Workload, WorkloadError
 from turku_core.errors import TurkuError
 
@@ -124,7 +123,7 @@ def test_an_option_that_makes_no_sense_blocks_and_what_runs_goes_on(serving: Api
 
 def test_the_units_of_systemd_are_those_of_the_workload(serving: Api) -> None:
     text = (serving.root / "etc/systemd/system/turku-api.service").read_text()
-    program = BIN / "turku-api"
+    program = serving.programs.folder / "turku-api"
     assert f"ExecStart={program} serve --migrate" in text
 
 

@@ -16,7 +16,6 @@ from ops import testing
 from scenario import mocking
 
 from tests.support.charms import CHARMS, charm_folder, load_charm
-from tests.support.quick_programs import quick_programs
 from tests.support.stand_in_api import StandInApi, running_api
 from tests.support.workload import use_this_environment
 from turku_charm import host
@@ -227,7 +226,7 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> Systemd:
 @pytest.fixture
 def unit(tmp_path: Path, systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> Unit:
     """A unit on which no hook has run, without an API that answers."""
-    use_this_environment(monkeypatch, quick_programs())
+    use_this_environment(monkeypatch)
     made = Unit(tmp_path / "root", systemd)
 
     def storage_get(_: object, name: str, attribute: str) -> str:
