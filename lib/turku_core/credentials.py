@@ -41,6 +41,14 @@ def make_secret() -> str:
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
+def identity_checksum(name: str, secret: str) -> str:
+    """Return what is kept beside a name and its secret, to know them again.
+
+    Damage may leave a name a name, which would be somebody else's.
+    """
+    return hashlib.sha256(f"turku:{name}:{secret}".encode()).hexdigest()[:16]
+
+
 def hash_secret(secret: str) -> str:
     """Return the SHA-256 of a secret, in hexadecimal, which is all that the API stores of it."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

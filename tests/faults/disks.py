@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -18,6 +19,11 @@ _SHUTDOWN = 0x8004587D
 
 _WITHOUT_THE_LOG = 2
 """Neither data nor what the log holds in memory is written: what a power cut does."""
+
+_CLONE_NEWNS = 0x00020000
+"""linux/sched.h"""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -51,7 +57,7 @@ class Disk:
 
     def unmount(self) -> None:
         """Unmount it, if it is mounted."""
-        if self.place.is_mount():
+        while self.place.is_mount():
             _do("umount", self.place)
 
     def unplug(self) -> None:
@@ -67,7 +73,15 @@ class Disk:
             os.close(descriptor)
 
     def turn_read_only(self) -> None:
-        """Let the kernel find an error on it, which makes it read-only (ext4's errors=)."""
+        """Let the kernel find an error on it, which makes it read-only (ext4's errors=).
+
+        btrfs can't be told to find one, so a read-only mount covers it: what is opened from now on
+        is refused as on a disk with an error.
+        """
+        if self.kind == "btrfs":
+            _do("mount", "--bind", self.place, self.place)
+            _do("mount", "-o", "remount,bind,ro", self.place)
+            return
         device = subprocess.check_output(["findmnt", "-no", "SOURCE", self.place], text=True)
         name = Path(device.strip()).name
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("a test")
@@ -95,8 +109,9 @@ class Disk:
         """Unmount it, have it checked, and mount it again."""
         self.unmount()
         self.renew()
-        checked = subprocess.run(["e2fsck", "-fy", self.image], capture_output=True)
-        assert checked.returncode in (0, 1), checked
+        if self.kind == "ext4":
+            checked = subprocess.run(["e2fsck", "-fy", self.image], capture_output=True)
+            assert checked.returncode in (0, 1), checked
         self.mount()
 
     def fill(self, room: int = 0) -> None:
@@ -147,6 +162,26 @@ class Disk:
     def renew(self) -> None:
         """Go on with what is on the disk now, whoever has the former one; see `bring_back`."""
         self.bring_back(self.image)
+
+
+@contextlib.contextmanager
+def own_mounts() -> Iterator[None]:
+    """Be in a mount namespace of one's own while the context lasts (root only).
+
+    So nobody who makes a namespace meanwhile gets a copy of our mounts, and keeps them in use.
+    """
+    folder = Path.cwd()
+    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        assert _LIBC.unshare(_CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+        try:
+            _do("mount", "--make-rprivate", "/")
+            yield
+        finally:
+            assert _LIBC.setns(outside, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+            os.chdir(folder)
+    finally:
+        os.close(outside)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from turku_core.storage import expiry, restore
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Queue
-from turku_core.storage.records import Record
+from turku_core.storage.records import Record, dumps, read_json
 from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings, read_settings
 from turku_core.storage.slots import running
@@ -251,24 +251,9 @@ class World:
         """Let some hours pass: leases and pauses after failures end, and sources get due."""
         queue = self.settings().paths.queue
         for path in queue.glob("*.json"):
-            path.write_text(json.dumps({**json.loads(path.read_bytes()), "not_before": None}))
+            path.write_text(dumps({**read_json(path), "not_before": None}))
         with self.database() as database:
-            database.execute(
-                "UPDATE turku_api_source SET failures = 0, requested_at = NULL, "
-                "next_due_at = datetime('now', '+1 day'), "
-                "leased_at = iif(leased_at IS NULL, NULL, datetime('now', '-3 hours')), "
-                "lease_until = iif(lease_until IS NULL, NULL, datetime('now', '-2 hours'))"
-            )
-            database.executemany(
-                "UPDATE turku_api_source SET requested_at = datetime('now', '-1 minute'), "
-                "next_due_at = datetime('now', '-1 minute') WHERE name = ?",
-                [(name,) for name in self.due],
-            )
-            database.execute("UPDATE turku_api_restoreorder SET not_before = ordered_at")
-            database.execute(
-                "UPDATE turku_api_machine SET next_due_at = datetime('now', '-1 minute'), "
-                "next_order_at = iif(next_order_at IS NULL, NULL, datetime('now', '-1 minute'))"
-            )
+            make_due(database, self.due)
 
     @contextlib.contextmanager
     def only_due(self, names: Collection[str]) -> Iterator[None]:
@@ -503,6 +488,33 @@ class World:
 
 def _holds_something(path: Path) -> bool:
     return path.is_file() and path.read_bytes()[:8] not in (b"", b"BORG_IDX")
+
+
+def make_due(database: sqlite3.Connection, names: Collection[str] | None = None) -> None:
+    """Let some hours pass for the API: leases and pauses end, and sources are due.
+
+    Args:
+        database: The API's.
+        names: Those sources alone, and the others tomorrow; None: all of them.
+    """
+    database.execute(
+        "UPDATE turku_api_source SET failures = 0, requested_at = NULL, "
+        "next_due_at = datetime('now', '+1 day'), "
+        "leased_at = iif(leased_at IS NULL, NULL, datetime('now', '-3 hours')), "
+        "lease_until = iif(lease_until IS NULL, NULL, datetime('now', '-2 hours'))"
+    )
+    if names is None:
+        names = [name for (name,) in database.execute("SELECT name FROM turku_api_source")]
+    database.executemany(
+        "UPDATE turku_api_source SET requested_at = datetime('now', '-1 minute'), "
+        "next_due_at = datetime('now', '-1 minute') WHERE name = ?",
+        [(name,) for name in names],
+    )
+    database.execute("UPDATE turku_api_restoreorder SET not_before = ordered_at")
+    database.execute(
+        "UPDATE turku_api_machine SET next_due_at = datetime('now', '-1 minute'), "
+        "next_order_at = iif(next_order_at IS NULL, NULL, datetime('now', '-1 minute'))"
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> Ran:

@@ -21,7 +21,12 @@ from turku_core.configuration import (
     sync_folder,
     write_durably,
 )
-from turku_core.credentials import PublicKey, make_secret, make_ssh_key_pair
+from turku_core.credentials import (
+    PublicKey,
+    identity_checksum,
+    make_secret,
+    make_ssh_key_pair,
+)
 from turku_core.errors import ConfigurationError
 from turku_core.fields import FieldError
 
@@ -29,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _FILE = "identity.json"
 _REPLACED = ".replaced"
+_CHECKSUM = "checksum"
+"""Its key in the file: damage may leave a UUID a UUID, which would be another machine's."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,13 @@ def _load(locations: Locations) -> Identity | None:
             f"{merged.origin(error.field)}: {error}. Bring the file back, or make a new identity "
             "with turku-update-config --new-identity."
         ) from error
+    checksum = identity_checksum(identity.uuid, identity.secret)
+    if merged.values.get(_CHECKSUM, checksum) != checksum:
+        raise ConfigurationError(
+            f"{merged.origin(_CHECKSUM)}: the UUID and the secret aren't those that were written, "
+            "so the file is damaged. Bring it back, or make a new identity with "
+            "turku-update-config --new-identity."
+        )
     recorded = merged.values.get("machine_id_hash")
     present = _machine_id_hash(locations)
     if recorded is not None and present is not None and recorded != present:
@@ -159,6 +173,7 @@ def _machine_id_hash(locations: Locations) -> str | None:
 
 def _make_credentials(locations: Locations) -> None:
     values = {"machine_uuid": str(uuid.uuid4()), "machine_secret": make_secret()}
+    values[_CHECKSUM] = identity_checksum(values["machine_uuid"], values["machine_secret"])
     machine = _machine_id_hash(locations)
     if machine is not None:
         values["machine_id_hash"] = machine
@@ -184,8 +199,10 @@ def _ensure_key_pair(locations: Locations) -> None:
         # The private key comes last: it is what says that the pair is whole.
         write_durably(public, public_line + "\n", 0o644)
         write_durably(private, private_text, 0o600)
-    elif not public.exists():
-        write_durably(public, _derive_public_line(private) + "\n", 0o644)
+        return
+    derived = _derive_public_line(private)
+    if not public.exists() or public.read_bytes().split()[:2] != derived.encode().split()[:2]:
+        write_durably(public, derived + "\n", 0o644)
 
 
 def _derive_public_line(private: Path) -> str:

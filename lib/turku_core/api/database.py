@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.migrations.exceptions import MigrationSchemaMissing
 from django.db.migrations.executor import MigrationExecutor
 
+from turku_core.configuration import write_durably
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
 
 MIGRATION_LOCK = 0x7475726B75
@@ -20,6 +21,14 @@ MIGRATION_LOCK = 0x7475726B75
 
 class DatabaseUnreachable(TurkuError):
     """The database doesn't answer; the message says what its client said."""
+
+
+class DatabaseLost(ConfigurationError):
+    """SQLite's file is gone or empty, and it had tables once."""
+
+
+class DatabaseDamaged(TurkuError):
+    """SQLite's file is damaged; the message says what SQLite found."""
 
 
 class DatabaseNotMigrated(ConfigurationError):
@@ -35,8 +44,10 @@ def require_migrated_database() -> None:
 
     Raises:
         DatabaseUnreachable: It doesn't answer.
+        DatabaseLost: It is gone.
         DatabaseNotMigrated: A migration is missing.
     """
+    require_database()
     try:
         executor = MigrationExecutor(connections[DEFAULT_DB_ALIAS])
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
@@ -49,6 +60,70 @@ def require_migrated_database() -> None:
             f"The database lacks {len(missing)} migrations: run `turku-api migrate`, or "
             "`turku-api serve --migrate`."
         )
+
+
+def require_database() -> None:
+    """Return unless SQLite's file is gone or empty, and had tables once.
+
+    An empty database would be taken for a fleet without machines, and all would be well.
+
+    Raises:
+        DatabaseLost: It is.
+    """
+    mark = _mark_of_sqlite()
+    if mark is None or not mark.exists():
+        return
+    file = mark.with_suffix("")
+    # Whoever opens a file that is gone makes an empty one, which has a header soon.
+    if not file.exists() or not _has_tables():
+        raise DatabaseLost(
+            f"{file} is gone or empty, and it had tables: stop the API and bring a copy back or, "
+            f"to begin without machines and records, remove {mark}."
+        )
+
+
+def _has_tables() -> bool:
+    try:
+        return bool(connections[DEFAULT_DB_ALIAS].introspection.table_names())
+    except DatabaseError:
+        return True  # it is damaged, which is found and told elsewhere
+
+
+def mark_database() -> None:
+    """Note beside SQLite's file that it has tables; see `require_database`."""
+    mark = _mark_of_sqlite()
+    if mark is not None and not mark.exists():
+        write_durably(mark, "", 0o600)
+
+
+def require_sound_database() -> None:
+    """Let SQLite look through its whole file. PostgreSQL looks after its own.
+
+    Raises:
+        DatabaseDamaged: There is something wrong with it.
+    """
+    if _mark_of_sqlite() is None:
+        return
+    try:
+        with connections[DEFAULT_DB_ALIAS].cursor() as cursor:
+            cursor.execute("PRAGMA quick_check(1)")
+            (found,) = cursor.fetchone()
+    except DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise DatabaseDamaged(
+            f"The database is damaged ({' '.join(found.split())}): stop the API and bring a copy "
+            "of it back."
+        )
+
+
+def _mark_of_sqlite() -> Path | None:
+    """Return where it is noted that SQLite's file has tables; None for another database."""
+    connection = connections[DEFAULT_DB_ALIAS]
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor != "sqlite" or not name.startswith("/"):
+        return None
+    return Path(f"{name}.made")
 
 
 @contextmanager

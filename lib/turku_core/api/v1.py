@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn
 
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
@@ -75,7 +75,9 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
     except NotYet as error:
         # Nothing that anyone has to look at, and each newcomer asks several times.
         return _refusal(request, payload, 503, str(error), logging.INFO)
-    except (OperationalError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
+        if not _is_outside(error):
+            raise
         # A line, and no traceback: while the database is away, every machine calls here.
         log.error(
             "%s of %s: the database can't serve it: %s",
@@ -85,6 +87,14 @@ def answer(request: HttpRequest, call: Call, bytes_max: int) -> HttpResponse:
             exc_info=log.isEnabledFor(logging.DEBUG),
         )
         return _text(503, "The API's database can't serve the call now; try again.")
+
+
+def _is_outside(error: Exception) -> bool:
+    """Say whether the database is to blame, and not what was asked of it.
+
+    SQLite calls a damaged file by the error that all others are kinds of.
+    """
+    return isinstance(error, (OperationalError, InterfaceError)) or type(error) is DatabaseError
 
 
 def _refusal(

@@ -77,6 +77,15 @@ def make_content(
     return _HEADER + "".join(f"{lines[machine]}\n" for machine in sorted(lines)), problems
 
 
+def is_current(path: Path, machines: Mapping[str, PublicKey], command: Sequence[str]) -> bool:
+    """Say whether the file is what `write` would make of it."""
+    try:
+        found = path.read_text("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return False
+    return make_content(machines, command, found)[0] == found
+
+
 def write(path: Path, machines: Mapping[str, PublicKey], command: Sequence[str]) -> bool:
     """Write the file durably, readable by its owner alone, if its content changes.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,9 @@ from pathlib import Path
 
 from turku_core import fields
 from turku_core.configuration import ensure_private_folder
+from turku_core.storage.records import dumps, loads
+
+logger = logging.getLogger(__name__)
 
 _BYTES_MAX = 4096
 
@@ -48,7 +51,7 @@ def noted(folder: Path, machine: str, source: str, began: datetime) -> Iterator[
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         note = {"machine": machine, "source": source, "began": began.timestamp()}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        os.pwrite(descriptor, dumps(note).encode(), 0)
         os.fsync(descriptor)
         yield
     finally:
@@ -67,8 +70,13 @@ def lost(folder: Path) -> Iterator[LostRun]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             text = os.pread(descriptor, _BYTES_MAX, 0)
             if text:  # else it is just being written
-                with contextlib.suppress(ValueError, fields.FieldError):
-                    yield _read(text)
+                try:
+                    run = _read(text)
+                except ValueError as error:
+                    # Its lease ends by itself.
+                    logger.error("The note of a run, %s, is broken: %s", path, error)
+                else:
+                    yield run
                 path.unlink(missing_ok=True)
         except BlockingIOError:
             continue
@@ -77,7 +85,7 @@ def lost(folder: Path) -> Iterator[LostRun]:
 
 
 def _read(text: bytes) -> LostRun:
-    note = fields.mapping(json.loads(text), "note")
+    note = loads(text, "note")
     return LostRun(
         fields.uuid(fields.required(note, "machine"), "machine"),
         fields.name(fields.required(note, "source"), "source"),

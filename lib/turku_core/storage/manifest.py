@@ -1,8 +1,9 @@
 """Manifests: the checksums of a snapshot's files, made at the commit, compared when it is proven.
 
-The first line tells the version; each other line is a JSON list: the path (surrogateescape'd), the
-digest of the content, the digest of the extended attributes (where fake-super keeps owners, modes
-and ACLs), size, time of modification in ns, inode number.
+The first line tells the version, and whether they were taken later than at the commit, which proves
+only that nothing has changed since. Each other line is a JSON list: the path (surrogateescape'd),
+the digest of the content, the digest of the extended attributes (where fake-super keeps owners,
+modes and ACLs), size, time of modification in ns, inode number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from turku_core.configuration import write_durably
 
 _VERSION = "turku manifest 1"
+_TAKEN_LATER = "turku manifest 1, taken later"
 _BLOCK = 1024 * 1024
 _DIGEST_BYTES = 16
 _REPORTED_MAX = 5
@@ -97,11 +99,11 @@ def compare(tree: Path, manifest: Mapping[str, Line]) -> str | None:
     return f"{shown}; and {more} more." if more > 0 else f"{shown}."
 
 
-def write(path: Path, manifest: Mapping[str, Line]) -> None:
-    """Write a manifest durably."""
+def write(path: Path, manifest: Mapping[str, Line], *, later: bool = False) -> None:
+    """Write a manifest durably; `later` says that it isn't that of the commit."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
-        file.write(f"{_VERSION}\n".encode())
+        file.write(f"{_TAKEN_LATER if later else _VERSION}\n".encode())
         for name, line in manifest.items():
             values = [
                 name,
@@ -119,7 +121,7 @@ def read(path: Path) -> Manifest | None:
     """Return a manifest, or None where there is none or a broken one."""
     try:
         with gzip.open(path, "rb") as file:
-            if file.readline().decode("utf-8").rstrip() != _VERSION:
+            if file.readline().decode("utf-8").rstrip() not in (_VERSION, _TAKEN_LATER):
                 return None
             manifest: Manifest = {}
             for raw in file:
@@ -131,6 +133,15 @@ def read(path: Path) -> Manifest | None:
             return manifest
     except (OSError, EOFError, ValueError, TypeError, zlib.error):
         return None
+
+
+def was_taken_later(path: Path) -> bool:
+    """Say whether a manifest was made later than its snapshot, from what was there then."""
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.readline(len(_TAKEN_LATER) + 1).rstrip() == _TAKEN_LATER.encode()
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _walk(tree: Path) -> Iterator[tuple[str, str, os.stat_result]]:

@@ -206,7 +206,8 @@ def _of_one(record: Record) -> Held:
     if state in ("good", "partial"):
         held = replace(
             held,
-            unproven_since=_seconds(record.proven_at or record.taken_at),
+            # What has no checksums of its making can only be read.
+            unproven_since=_seconds(record.proven_at or record.checked_at or record.taken_at),
             drills_failed=int(record.unproven is not None),
         )
     return held

@@ -257,6 +257,8 @@ class Operator:
                 error = verdict.damaged
                 if verdict.failed is not None:
                     error = f"could not be checked: {verdict.failed}"
+                if verdict.unprovable:
+                    error = "has no checksums of its making; as it was when it was first read"
                 proven = verdict.proven
             except (TurkuError, OSError) as problem:
                 error = f"could not be checked: {problem}"

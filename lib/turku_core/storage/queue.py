@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from turku_core import fields
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
+from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Queue:
 
 
 def _write(path: Path, job: Job) -> None:
-    write_durably(path, json.dumps(job.to_json()))
+    write_durably(path, dumps(job.to_json()))
 
 
 def _read(path: Path) -> Job | None:
@@ -178,7 +178,7 @@ def _read(path: Path) -> Job | None:
     begins (`Catalogue.pending`).
     """
     try:
-        return Job.from_json(json.loads(path.read_bytes()))
+        return Job.from_json(read_json(path))
     except ValueError as error:
         aside = path.with_suffix(".broken")
         logger.error("The job %s is broken (%s) and is set aside as %s.", path, error, aside)

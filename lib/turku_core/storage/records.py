@@ -35,6 +35,7 @@ class Record:
     history thinned by the policy. `entries` counts what isn't a folder. `files_changed` of the
     `files_before` of the snapshot before were changed or removed; `switched_mode` says that the
     machine or the API asked for another mode, and `suspicious` why expiry is held (see `holds`).
+    `checksummed` says that the checksums of its files were taken when it was made.
     `recovered` means that the record was lost and rebuilt. `protected` ones (an administrator's, of
     the old layout) never expire. `removing` means that removal has begun: such a record is never
     listed.
@@ -65,6 +66,7 @@ class Record:
     checked_at: datetime | None = None
     unproven: str | None = None
     damaged: str | None = None
+    checksummed: bool = False
     recovered: bool = False
     protected: bool = False
     removing: bool = False
@@ -164,7 +166,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         raw = file.read(_RECORD_BYTES_MAX)
-    values = dict(fields.mapping(json.loads(raw.decode("utf-8")), path.name))
+    return loads(raw, path.name)
+
+
+def loads(raw: bytes, name: str) -> dict[str, Any]:
+    """Return the JSON object that a file of ours holds. Raises ValueError as `read_json` does."""
+    values = dict(fields.mapping(json.loads(raw.decode("utf-8")), name))
     claimed = values.pop(_CHECKSUM, None)
     if claimed is not None and claimed != _checksum(values):
         raise ValueError("its checksum isn't that of its content")

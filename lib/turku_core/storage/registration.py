@@ -21,7 +21,7 @@ from typing import Any
 
 from turku_core import fields
 from turku_core.configuration import ensure_private_folder, read_file, write_durably
-from turku_core.credentials import make_secret
+from turku_core.credentials import identity_checksum, make_secret
 from turku_core.errors import ConfigurationError, TurkuError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import AssignedMachine, RunningSession, StorageConfig
@@ -29,6 +29,7 @@ from turku_core.storage import authorized_keys
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.links import readable_name
 from turku_core.storage.privileges import find_owner
+from turku_core.storage.records import dumps, loads
 from turku_core.storage.settings import Paths, Settings, read_host_keys
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,18 @@ def ensure_identity(settings: Settings) -> Settings:
     ensure_private_folder(settings.paths.generated_configuration)
     with _one_at_a_time(settings.paths.generated_configuration / ".lock"):
         file = settings.paths.identity
-        known, _ = read_file(file) if file.exists() else ({}, {})
-        made = dict(known)
-        if settings.name is None:
-            made.setdefault("name", _new_name(socket.gethostname()))
-        if settings.secret is None:
-            made.setdefault("secret", make_secret())
-        if made != known:
+        made, _ = read_file(file) if file.exists() else ({}, {})
+        configured = {"name": settings.name, "secret": settings.secret}
+        wanted = [key for key, value in configured.items() if value is None and key not in made]
+        if made and wanted:
+            raise ConfigurationError(
+                f"{file} has no {wanted[0]}: it was in the configuration, and isn't any more. Set "
+                f"it again, or remove {file} to be another storage unit."
+            )
+        if wanted:
+            new = {"name": _new_name(socket.gethostname()), "secret": make_secret()}
+            made = {key: new[key] for key in wanted}
+            made["checksum"] = identity_checksum(made.get("name", ""), made.get("secret", ""))
             write_durably(file, json.dumps(made, indent=2) + "\n")
     return replace(
         settings,
@@ -180,7 +186,7 @@ def _parse_machines(
 def read_known(path: Path) -> Known:
     """Return the list as it was last stored, or an empty one when none can be read."""
     try:
-        values = fields.mapping(json.loads(path.read_bytes()), "known machines")
+        values = loads(path.read_bytes(), "known machines")
         machines, _ = _parse_machines(fields.mapping(values.get("machines"), "machines"))
         return Known(fields.optional(values, "revision", fields.text, None), machines)
     except FileNotFoundError:
@@ -224,8 +230,18 @@ def put_into_effect(settings: Settings, catalogue: Catalogue, known: Known) -> b
         session_command(settings.paths),
     )
     link_machines(catalogue, known)
-    write_durably(settings.paths.known_machines, json.dumps(known.to_json()))
+    write_durably(settings.paths.known_machines, dumps(known.to_json()))
     return changed
+
+
+def _lets_in(settings: Settings, known: Known) -> bool:
+    """Say whether the SSH keys are as they were written; what isn't is said."""
+    path = settings.paths.authorized_keys
+    keys = {uuid: machine.ssh_public_key for uuid, machine in known.machines.items()}
+    if authorized_keys.is_current(path, keys, session_command(settings.paths)):
+        return True
+    logger.error("%s is gone or damaged, and is written anew.", path)
+    return False
 
 
 def link_machines(catalogue: Catalogue, known: Known) -> None:
@@ -285,6 +301,6 @@ def update_config(
     received, problems = parse_answer(answer, known)
     for problem in problems:
         logger.error("%s", problem)
-    if received != known or not settings.paths.authorized_keys.exists():
+    if received != known or not _lets_in(settings, received):
         put_into_effect(settings, catalogue, received)
     return received

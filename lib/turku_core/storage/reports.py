@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -21,6 +20,7 @@ from turku_core import fields
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.protocol.client import ApiInvalid, ApiNotFound, ApiRefused, ApiUnreachable, Client
 from turku_core.protocol.messages import SourceUpdate, StorageLogin, source_updates_from_json
+from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Spool:
         """Store a report durably; it is sent by the next `flush`."""
         ensure_private_folder(self._folder)
         name = f"{_next_number(self._folder):020d}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.json"
-        write_durably(self._folder / name, json.dumps(report.to_json()))
+        write_durably(self._folder / name, dumps(report.to_json()))
 
     def waiting(self) -> int:
         """Return how many reports the API doesn't have yet."""
@@ -117,7 +117,7 @@ class Spool:
         self, path: Path, client: Client, login: StorageLogin, clock: Callable[[], datetime]
     ) -> bool:
         try:
-            report = Report.from_json(json.loads(path.read_bytes()))
+            report = Report.from_json(read_json(path))
         except ValueError as error:
             self._set_aside(path, f"it is broken: {error}")
             return False

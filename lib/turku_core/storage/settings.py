@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from turku_core import fields
 from turku_core.configuration import Merged, read_folder
-from turku_core.credentials import KeyFormatError, PublicKey
+from turku_core.credentials import KeyFormatError, PublicKey, identity_checksum
 from turku_core.errors import ConfigurationError
 from turku_core.protocol.client import Client
 from turku_core.protocol.messages import DEFAULT_RETENTION, Auth, StorageLogin, retention
@@ -179,6 +179,7 @@ def read_settings(root: Path) -> Settings:
     paths = Paths(root.absolute())
     # The unit's own files come last: nothing an operator drops in takes its identity away.
     own = read_folder(paths.generated_configuration)
+    _check_identity(own)
     merged = read_folder(paths.configuration)
     for key, value in own.values.items():
         merged.values[key] = value
@@ -210,6 +211,16 @@ def read_settings(root: Path) -> Settings:
         io_timeout=read("io_timeout_seconds", _count(1, 86400), 600),
         log_level=read("log_level", fields.log_level, None),
     )
+
+
+def _check_identity(own: Merged) -> None:
+    name, secret = (str(own.values.get(key, "")) for key in ("name", "secret"))
+    expected = identity_checksum(name, secret)
+    if own.values.pop("checksum", expected) != expected:
+        raise ConfigurationError(
+            f"{own.origin('checksum')}: the name and the secret aren't those that were written, so "
+            "the file is damaged. Bring it back; without it this is another storage unit."
+        )
 
 
 def read_host_keys(folder: Path = HOST_KEYS_FOLDER) -> tuple[PublicKey, ...]:

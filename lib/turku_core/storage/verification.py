@@ -29,6 +29,11 @@ from turku_core.storage.source_folder import SourceBusy, SourceFolder
 
 logger = logging.getLogger(__name__)
 
+_UNPROVABLE = (
+    "There are no checksums of when it was backed up; it is as it was when it was first read."
+)
+"""Said of what should have them. Snapshots of the old layout never had any."""
+
 
 class Depth(Enum):
     """How thoroughly a snapshot is proven; each has in it what the ones before it do."""
@@ -60,18 +65,21 @@ class Verdict:
         record: As it was written.
         damaged: The reason why the snapshot is bad.
         failed: The reason why it could not be proven, good or bad.
+        unprovable: Whether it is as it was when it was first read, and it isn't known what it was
+            before.
         files_drilled: How many files were restored and compared.
     """
 
     record: Record
     damaged: str | None
     failed: str | None
-    files_drilled: int
+    unprovable: bool = False
+    files_drilled: int = 0
 
     @property
     def proven(self) -> bool:
         """Whether it is proven that the snapshot can be restored."""
-        return self.damaged is None and self.failed is None
+        return self.damaged is None and self.failed is None and not self.unprovable
 
 
 def plan(records: Sequence[tuple[SourceFolder, Record]], now: datetime, cycle: Cycle) -> list[Step]:
@@ -111,7 +119,7 @@ def _drills(
     newest = max(alive, key=lambda each: each[1].taken_at)
     for folder, record in alive:
         # A damaged one needs more than a sample to be good again.
-        if record.damaged is None:
+        if record.damaged is None and not _is_unprovable(folder, record):
             due = _due(record.proven_at, cycle.snapshots, record.taken_at, now)
             if record is newest[1] and record.proven_at is None:
                 due -= head_start * cycle.snapshots
@@ -121,7 +129,7 @@ def _drills(
 def _readings(
     alive: Sequence[tuple[SourceFolder, Record]], now: datetime, cycle: Cycle
 ) -> Iterable[_Due]:
-    good = [each for each in alive if each[1].damaged is None]
+    good = [each for each in alive if each[1].damaged is None and not _is_unprovable(*each)]
     whole = None
     if good:
         # One that could not be restored is tried again before a newer one covers it up.
@@ -136,6 +144,12 @@ def _readings(
         if record is not whole:
             due = _due(record.checked_at, cycle.snapshots, record.taken_at, now)
             yield due, Step(folder, record, Depth.READ)
+
+
+def _is_unprovable(folder: SourceFolder, record: Record) -> bool:
+    """Say whether there are no checksums of a snapshot's making; borg's archives have their own."""
+    path = folder.manifest(record.id)
+    return record.proven_at is None and record.mode != "borg" and manifest.was_taken_later(path)
 
 
 def _due(last: datetime | None, interval: timedelta, first: datetime, now: datetime) -> datetime:
@@ -163,7 +177,8 @@ def verify(
     """Prove one snapshot, and write the result into its record.
 
     A damaged one is restored whole whatever was asked for: less would not show that it is good. One
-    without checksums (of an earlier release, or rebuilt) is read, and from then on it has them.
+    without checksums (of an earlier release, or rebuilt) is read, and from then on it has them:
+    they show whether it changes, and never prove what isn't borg's, which has checksums of its own.
 
     The source's lock is held only to write the result: removal waits while a check reads, and a
     backup of the source doesn't, unless the snapshot is its mirror. Raises SourceBusy, and
@@ -273,6 +288,7 @@ def _write(
     damaged: str | None,
     failed: str | None,
 ) -> Verdict:
+    unprovable = False
     with folder.lock(wait_seconds=60):
         current = next((x for x in catalogue.records(folder)[0] if x.id == record.id), None)
         if current is None:
@@ -282,19 +298,22 @@ def _write(
             if depth is not Depth.WHOLE:
                 damaged = damaged or current.damaged
             is_good = damaged is None
+            unprovable = is_good and _is_unprovable(folder, current)
+            is_proven = is_good and not unprovable
             written = dataclasses.replace(
                 written,
                 damaged=damaged,
-                proven_at=now if is_good else current.proven_at,
+                unproven=_UNPROVABLE if unprovable and not folder.old_layout else None,
+                proven_at=now if is_proven else current.proven_at,
                 checked_at=current.checked_at if is_good and depth is Depth.DRILL else now,
             )
-            if is_good:
+            if is_proven:
                 state = dataclasses.replace(folder.state(), proven_at=now)
                 if depth is Depth.WHOLE:
                     state = dataclasses.replace(state, restored_at=now)
                 folder.write_state(state)
         catalogue.write(folder, written)
-    return Verdict(written, damaged, failed, 0)
+    return Verdict(written, damaged, failed, unprovable)
 
 
 def _log(folder: SourceFolder, verdict: Verdict) -> None:
@@ -305,6 +324,8 @@ def _log(folder: SourceFolder, verdict: Verdict) -> None:
         )
     elif verdict.damaged is not None:
         logger.error("%s: snapshot %s is damaged: %s", folder.label, snapshot, verdict.damaged)
+    elif verdict.unprovable:
+        logger.warning("%s: snapshot %s is not proven: %s", folder.label, snapshot, _UNPROVABLE)
     else:
         count = verdict.files_drilled
         logger.info("%s: snapshot %s is proven (%d files)", folder.label, snapshot, count)

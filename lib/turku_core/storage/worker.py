@@ -283,7 +283,7 @@ class Worker:
         except (SourceBusy, NoSuchSnapshot):
             return VERIFY_SECONDS
         self._spool.add(verification_report(verdict.record), self._clock())
-        if not verdict.proven:
+        if verdict.damaged or verdict.failed:
             what = "is damaged" if verdict.failed is None else "could not be proven"
             raise TurkuError(
                 f"Snapshot {record.id} of source {record.source} of machine {record.machine} "

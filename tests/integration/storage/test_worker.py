@@ -23,6 +23,7 @@ import pytest
 import turku_core.storage
 from tests.integration.storage.conftest import Machine, Unit, add_machine, wait_for
 from turku_core.storage import commands
+from turku_core.storage.records import dumps, read_json
 
 
 @contextlib.contextmanager
@@ -188,7 +189,7 @@ def test_prior_art_36_a_commit_that_fails_is_where_operators_look(
 def make_due(unit: Unit, **values: Any) -> None:
     """Let every job that failed be due now."""
     for path in (unit.state / "queue").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "not_before": None, **values}))
+        path.write_text(dumps({**read_json(path), "not_before": None, **values}))
 
 
 def test_prior_art_21_a_commit_that_is_given_up_is_reported_and_its_mirror_released(

@@ -19,6 +19,7 @@ from turku_core.agent.identity import (
 )
 from turku_core.agent.settings import Locations, RegistrationKey, load_settings
 from turku_core.agent.sources import load_sources
+from turku_core.credentials import make_ssh_key_pair
 from turku_core.errors import ConfigurationError
 
 URL = "https://turku.example.com/v1"
@@ -210,6 +211,23 @@ def test_prior_art_26_a_file_that_was_cut_off_is_never_taken_for_an_identity(
     path.write_text(json.dumps({"machine_uuid": identity.uuid}))
     with pytest.raises(ConfigurationError, match="machine_secret"):
         ensure_identity(locations)
+
+
+def test_a_damaged_identity_is_not_taken_for_another_machine(locations: Locations) -> None:
+    identity = ensure_identity(locations)
+    path = locations.identity / "identity.json"
+    other = identity.uuid[:-1] + ("0" if identity.uuid[-1] != "0" else "1")
+    path.write_text(path.read_text().replace(identity.uuid, other))
+    with pytest.raises(ConfigurationError, match="damaged"):
+        ensure_identity(locations)
+
+
+def test_a_damaged_public_key_is_derived_anew(locations: Locations) -> None:
+    key = ensure_identity(locations).public_key()
+    other = make_ssh_key_pair("turku-agent")[1]
+    for content in (other, other[:40], ""):
+        (locations.state / "ssh_key.pub").write_text(content)
+        assert ensure_identity(locations).public_key().line == key.line
 
 
 def test_prior_art_05_an_identity_knows_the_machine_it_was_made_on(locations: Locations) -> None:

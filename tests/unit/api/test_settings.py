@@ -16,6 +16,7 @@ from django.test import override_settings
 
 from tests.support.api_world import World
 from turku_core.api.options import Options, database_settings, read_options
+from turku_core.api.secret_key import read_or_make_secret_key
 from turku_core.errors import ConfigurationError
 
 
@@ -160,3 +161,11 @@ def test_who_is_refused_and_why_is_one_line_of_the_log(
     assert "403" in second
     assert third.startswith(r"/v1/storage_ping_checkin of storage '\n\x1b[2J' at ")
     assert not any("guessed" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"short", b"\xff" * 43])
+def test_a_damaged_secret_key_is_made_anew(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "secret_key").write_bytes(damaged)
+    key = read_or_make_secret_key(tmp_path)
+    assert len(key) >= 32
+    assert read_or_make_secret_key(tmp_path) == key

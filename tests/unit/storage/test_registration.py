@@ -66,7 +66,22 @@ def test_programs_that_start_together_have_one_identity(tmp_path: Path) -> None:
 def test_a_name_of_the_operators_is_not_replaced(tmp_path: Path) -> None:
     made = ensure_identity(settings(tmp_path, name="storage-1"))
     assert made.login.name == "storage-1"
-    assert list(json.loads(made.paths.identity.read_text())) == ["secret"]
+    assert list(json.loads(made.paths.identity.read_text())) == ["secret", "checksum"]
+
+
+def test_a_name_of_the_operators_that_is_gone_is_not_replaced(tmp_path: Path) -> None:
+    ensure_identity(settings(tmp_path, name="storage-1"))
+    with pytest.raises(ConfigurationError, match="no name"):
+        ensure_identity(settings(tmp_path))
+    assert ensure_identity(settings(tmp_path, name="storage-1")).login.name == "storage-1"
+
+
+def test_a_damaged_identity_is_not_taken_for_another_unit(tmp_path: Path) -> None:
+    made = ensure_identity(settings(tmp_path))
+    path = made.paths.identity
+    path.write_text(path.read_text().replace(made.login.name, f"{made.login.name[:-1]}z"))
+    with pytest.raises(ConfigurationError, match="damaged"):
+        read_settings(tmp_path)
 
 
 def test_the_request_is_v1s_with_what_is_ours_added(tmp_path: Path) -> None:

@@ -344,7 +344,9 @@ def commit(
                 raise SnapshotError(
                     f"{folder.label}: snapshot {pending.record.id} could not be made: {error}."
                 ) from error
-            record = dataclasses.replace(record, previous_at=_previous(catalogue, folder, record))
+            record = dataclasses.replace(
+                record, checksummed=True, previous_at=_previous(catalogue, folder, record)
+            )
             # A hold comes first, so that nothing expires by the new snapshot before it.
             record = holds.note(folder, record)
             catalogue.write(folder, record)

@@ -28,7 +28,7 @@ from turku_core.errors import TurkuError
 from turku_core.storage import manifest, programs
 from turku_core.storage.records import SNAPSHOT_ID, Pending, Record
 from turku_core.storage.snapshots import SnapshotError
-from turku_core.storage.snapshots.trees import write_manifest
+from turku_core.storage.snapshots.trees import lost_checksums, write_manifest
 from turku_core.storage.snapshots.waiting import WaitingMirrorMode
 from turku_core.storage.source_folder import MIRROR, Readable, SourceFolder
 
@@ -199,9 +199,12 @@ class Borg(WaitingMirrorMode):
                     self._repair_soon(folder)
                 return f"borg {command[1]}: {_words(checked)}"
         if manifest.read(folder.manifest(record.id)) is None:
-            # An archive of an earlier release; from now on it has checksums too.
+            lost = lost_checksums(folder, record)
+            if lost is not None:
+                return lost
+            # An archive of an earlier release, or one whose record was lost.
             with self.open_for_restore(folder, record) as tree:
-                manifest.write(folder.manifest(record.id), manifest.make(tree))
+                manifest.write(folder.manifest(record.id), manifest.make(tree), later=True)
         return None
 
     def _repair_soon(self, folder: SourceFolder) -> None:

@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from turku_core.storage import programs
+from turku_core.storage import manifest, programs
 from turku_core.storage.mirror import Target
 from turku_core.storage.records import Pending, Record
 from turku_core.storage.snapshots import SnapshotError
-from turku_core.storage.snapshots.trees import TreeMode, compare_with_manifest
+from turku_core.storage.snapshots.trees import TreeMode
 from turku_core.storage.source_folder import Readable, SourceFolder
 
 _SUBVOLUME_ROOT_INODE = 256
@@ -56,9 +56,10 @@ class Btrfs(TreeMode):
     def check_mirror(self, folder: SourceFolder, record: Record) -> str | None:
         """Compare a mirror that is restored from with the checksums of its snapshot."""
         with folder.reading(Readable.MIRROR):
-            if folder.state().mirror_id != record.id:
+            known = manifest.read(folder.manifest(record.id))
+            if folder.state().mirror_id != record.id or known is None:
                 return None
-            return compare_with_manifest(folder, record, folder.mirror)
+            return manifest.compare(folder.mirror, known)
 
     def tidy(self, folder: SourceFolder) -> None:
         """Do nothing: a deleted subvolume's room is freed by the kernel."""

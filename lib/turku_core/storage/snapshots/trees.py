@@ -14,6 +14,8 @@ from turku_core.storage.records import Pending, Record, time_of_id
 from turku_core.storage.snapshots import Mode, SnapshotError
 from turku_core.storage.source_folder import MANIFEST_SUFFIX, SourceFolder
 
+CHECKSUMS_GONE = "The file of its checksums is gone, so that it can't be proven."
+
 
 class TreeMode(Mode):
     """A mode whose snapshots are trees of their own."""
@@ -102,17 +104,25 @@ def compare_with_manifest(folder: SourceFolder, record: Record, tree: Path) -> s
     """Compare a tree with its checksums; return how it differs, or None. Raises OSError.
 
     Only where there never were any, or with the record they were lost, they are taken from what is
-    there now: else a tree would be proven by itself.
+    there now, which shows from then on whether it changes, and doesn't prove it.
     """
     known = manifest.read(folder.manifest(record.id))
     if known is not None:
         return manifest.compare(tree, known)
+    lost = lost_checksums(folder, record)
+    if lost is not None:
+        return lost
+    if not (folder.old_layout or record.recovered):
+        return CHECKSUMS_GONE
+    manifest.write(folder.manifest(record.id), manifest.make(tree), later=True)
+    return None
+
+
+def lost_checksums(folder: SourceFolder, record: Record) -> str | None:
+    """Say what has become of a snapshot's checksums, if it had any that can't be read now."""
     if folder.manifest(record.id).exists():
         return "The file of its checksums is broken, so that it can't be proven."
-    if not (folder.old_layout or record.recovered):
-        return "The file of its checksums is gone, so that it can't be proven."
-    manifest.write(folder.manifest(record.id), manifest.make(tree))
-    return None
+    return CHECKSUMS_GONE if record.checksummed else None
 
 
 def newest_manifest(folder: SourceFolder, before: str) -> manifest.Manifest | None:

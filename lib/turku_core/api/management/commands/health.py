@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError
 
 from turku_core.api import clock
-from turku_core.api.database import require_migrated_database
+from turku_core.api.database import require_migrated_database, require_sound_database
 from turku_core.api.health import State, as_json, fleet_health, render, unknown
 from turku_core.api.management.command import ReportingCommand
 from turku_core.commandline import print_json
@@ -25,6 +25,7 @@ class Command(ReportingCommand):
         """Answer UNKNOWN, on standard output, when the database can't be asked."""
         try:
             require_migrated_database()
+            require_sound_database()
             return BaseCommand.execute(self, *arguments, **options)
         except (TurkuError, DatabaseError) as error:
             if options["json"]:

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import CommandParser
 from django.core.management.commands.migrate import Command as DjangoCommand
 
-from turku_core.api.database import migrating
+from turku_core.api.database import mark_database, migrating, require_database
 from turku_core.api.management.command import DJANGO_OPTIONS
 
 
@@ -29,4 +29,6 @@ class Command(DjangoCommand):
     def handle(self, *arguments: Any, **options: Any) -> None:
         """Migrate."""
         with migrating(settings.DATA_FOLDER):
+            require_database()
             super().handle(*arguments, **options)
+            mark_database()
