@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,7 +16,6 @@ from django.test import Client
 from turku_core import credentials
 from turku_core.api import clock, limits
 from turku_core.api.models import KeyKind, Machine, RegistrationKey, Source, StorageUnit
-from turku_core.clock import FILE
 
 GIB = 1024.0
 
@@ -153,8 +153,11 @@ class World:
         _, self.machine_key = RegistrationKey.create_with_secret("machines")
         _, self.storage_key = RegistrationKey.create_with_secret("storages", KeyKind.STORAGE)
         self.monkeypatch.setattr(clock, "now", lambda: self.now)
-        # What other tests did with their clocks doesn't count here, nor what they did from here.
-        (settings.DATA_FOLDER / FILE).unlink(missing_ok=True)
+        # What other tests do with their clocks doesn't count. Those of other processes may have
+        # the same folder: pytest-django reads the settings that xdist's first process has chosen.
+        known = f"clock-{os.getpid()}.json"
+        self.monkeypatch.setattr(clock, "FILE", known)
+        (settings.DATA_FOLDER / known).unlink(missing_ok=True)
         for name in ("_failures", "logins"):
             self.monkeypatch.setattr(limits, name, limits.Budgets(limits.FAILURES_AT_ONCE, 1.0))
 

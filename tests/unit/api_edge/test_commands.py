@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -391,8 +392,10 @@ def test_nothing_is_pruned_by_a_clock_that_jumped_until_an_operator_says_it_is_r
     assert json.loads(run("housekeeping", "--json"))["backups"] == 0
     with pytest.raises(TurkuError, match="Nothing is deleted: the clock jumped ahead"):
         run("prune", "--older-than", "90d")
-    assert run("prune", "--dry-run").startswith("Would delete 2 records")
-    assert run("prune", "--trust-clock").startswith("Deleted 2 records")
+    # Of backups two, and those of windows that were missed meanwhile, if there were any.
+    told = re.match(r"Would delete (\d+) records", run("prune", "--dry-run"))
+    assert told is not None and int(told[1]) >= 2
+    assert run("prune", "--trust-clock").startswith(f"Deleted {told[1]} records")
     assert Backup.objects.filter(outcome=Outcome.SUCCEEDED).count() == 1
 
 
