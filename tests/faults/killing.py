@@ -419,7 +419,7 @@ class World:
         began = self.trees[-1][0]
         fresh = {name for (name, _), record in listed.items() if record.taken_at >= began}
         assert fresh == set(self.due)
-        assert self.reported() == set(listed)
+        assert self.reported() == set(listed), self.reported() ^ set(listed)
         paths = self.settings().paths
         assert Queue(paths.queue).jobs() == []
         assert Spool(paths.reports).waiting() == 0

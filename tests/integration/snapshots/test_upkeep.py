@@ -140,14 +140,20 @@ def test_a_bare_mirror_is_told_of_as_removed_once_it_has_been_pulled_to_again(
 
 def test_what_a_killed_borg_left_of_a_lock_is_gone_with_the_next_snapshot(tmp_path: Path) -> None:
     unit, place = make_backups(tmp_path, "borg", 1)
-    [cache] = (unit.environment.state_folder / "borg/.cache/borg").glob("?" * 64)
+    base = unit.environment.state_folder / "borg"
+    [cache] = (base / ".cache/borg").glob("?" * 64)
+    [security] = (base / ".config/borg/security").glob("?" * 64)
+    (security / "location-ab12cd34.tmp").touch()
+    # A transaction of borg's cache that had just begun.
+    (cache / "txn.tmp").mkdir()
+    (cache / "txn.tmp/files.borg").touch()
     for folder in (place.repository, cache):
         (folder / "lock.exclusive.ab12cd34.tmp").mkdir()
         (folder / "lock.exclusive.ef56gh78.tmp").mkdir()
         (folder / "lock.exclusive.ef56gh78.tmp/turku@host.999999999-0").touch()
     make_backups(tmp_path, "borg", 1)
     assert len(unit.ids()) == 2
-    assert [*place.repository.glob("lock.*.tmp"), *cache.glob("lock.*.tmp")] == []
+    assert [each for folder in (place.repository, base) for each in folder.rglob("*.tmp")] == []
 
 
 def test_a_snapshot_that_is_being_restored_from_is_not_removed(tmp_path: Path) -> None:

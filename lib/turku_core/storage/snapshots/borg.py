@@ -54,6 +54,7 @@ _REPLACED = "all-zero"
 _BORG_TIME_END_NS = (2**31 - 1 - 2 * 86400) * 10**9
 """Later times borg takes for this one, as if this host could have no others."""
 
+_SECURITY = ".config/borg/security"
 _OUTSIDE = ("No space left", "Insufficient free space", "Disk quota", "Read-only", "the lock")
 """Words of failures for which a repository can't be blamed."""
 _REPORTED_MAX = 600
@@ -248,17 +249,20 @@ class Borg(WaitingMirrorMode):
                 self._checked(folder, command, held=held)
             if folder.repository.is_dir():
                 _mend_configuration(folder)
-                self._remove_half_made_locks(folder)
+                self._remove_half_written(folder)
                 if _noted_damage(folder) == _FOUND:
                     self._repair(folder, held)
             yield held
 
-    def _remove_half_made_locks(self, folder: SourceFolder) -> None:
-        """Remove the folders that were to become a lock of a borg that was killed meanwhile."""
-        caches = self.environment.state_folder / "borg/.cache/borg"
-        for place in (folder.repository, caches / _repository_id(folder)):
-            for path in place.glob("lock.exclusive.*.tmp"):
-                if not any(_is_living_borg(pid) for _, pid in _owners(path)):
+    def _remove_half_written(self, folder: SourceFolder) -> None:
+        """Remove what a borg that was killed was about to make a lock, or a file of its own, of."""
+        base = self.environment.state_folder / "borg"
+        own = [base / each / _repository_id(folder) for each in (".cache/borg", _SECURITY)]
+        for place in (folder.repository, *own):
+            for path in place.glob("*.tmp"):
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
+                elif not any(_is_living_borg(pid) for _, pid in _owners(path)):
                     programs.remove_tree(path)
 
     def _repair(self, folder: SourceFolder, held: int) -> None:
@@ -354,7 +358,9 @@ def _owners(lock: Path) -> list[tuple[str, int]]:
     with suppress(OSError):
         for name in os.listdir(lock):
             host, _, process = name.rpartition(".")
-            owners.append((host, int(process.partition("-")[0])))
+            pid = process.partition("-")[0]
+            if pid.isdecimal():
+                owners.append((host, int(pid)))
     return owners
 
 
