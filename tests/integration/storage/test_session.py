@@ -207,8 +207,12 @@ def test_prior_art_24_a_killed_session_leaves_no_rsync_behind(unit: Unit, machin
         slot = next(path for path in (unit.state / "slots").iterdir() if path.read_text())
         [session] = sessions_with_open(slot)
         os.kill(session, 9)
+        # Its output ends, and then the agent ends the connection. Of rsync's two processes here the
+        # one that receives would notice by itself when something comes.
+        assert connection.process.stdout is not None
+        connection.process.stdout.read()
+        connection.kill()
         wait_for(lambda: not rsyncs_of(unit), 30)
-        connection.finish()
     machine.schedule()
     assert machine.check_in().code == 0
 
