@@ -18,8 +18,8 @@ NAMESPACES = Path("/run/netns")
 BRIDGE = "br0"
 
 # A connection is judged by its first packet. Packets that open none pass in both directions of what
-# is allowed, whenever it was opened. ARP passes, and of IPv6 only what the machines' kernels say
-# of themselves is dropped without a note: neighbours and groups, to multicast addresses.
+# is allowed, whenever it was opened. ARP passes, and what kernels say of themselves is dropped
+# without a note: of IPv6 neighbours and groups, of IPv4 groups (IGMPv3, RFC 3376).
 _ONLY = """
 table bridge only {{
     set allowed {{ type ipv4_addr . ipv4_addr . inet_service; {elements} }}
@@ -35,6 +35,7 @@ size 65535; flags dynamic; }}
 add @passed {{ ip saddr . ip daddr . meta l4proto . tcp dport counter }} accept
         tcp flags & (syn | ack) != syn ip saddr . ip daddr . tcp dport @allowed accept
         tcp flags & (syn | ack) != syn ip daddr . ip saddr . tcp sport @allowed accept
+        ip daddr 224.0.0.22 ip protocol igmp drop
         meta protocol ip meta l4proto {{ tcp, udp }} \
 add @dropped {{ ip saddr . ip daddr . meta l4proto . th dport counter }} drop
         meta protocol ip add @dropped {{ ip saddr . ip daddr . meta l4proto . 0 counter }} drop
