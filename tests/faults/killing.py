@@ -24,13 +24,14 @@ import pytest
 
 from tests.faults.disks import Disk, made_disk
 from tests.support.trees import Entry, describe_tree, differences
+from turku_core.checked_json import dumps, read_json
 from turku_core.local.layout import program
 from turku_core.local.turku import LocalTurku, Machine
 from turku_core.storage import expiry, restore
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.queue import Queue
-from turku_core.storage.records import Record, dumps, read_json
+from turku_core.storage.records import Record
 from turku_core.storage.reports import Spool
 from turku_core.storage.settings import Settings, read_settings
 from turku_core.storage.slots import running

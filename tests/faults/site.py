@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.bad_api import BadApi, bad_api
-from tests.faults.wire import NAME, Wire, name_server, own_network, with_name_server
+from tests.faults.wire import NAME, Names, Wire, name_server, own_network, with_name_server
 from turku_core.errors import TRY_AGAIN_LATER
 from turku_core.local.layout import program
 from turku_core.local.turku import Finished, LocalTurku, Machine
@@ -49,6 +49,7 @@ class Site:
 
     folder: Path
     wire: Wire
+    names: Names
     turku: LocalTurku
     api: BadApi
     machine: Machine
@@ -295,13 +296,13 @@ def running_site(dice: random.Random, options: Mapping[str, tuple[str, ...]]) ->
         stack.callback(os.environ.__setitem__, "PATH", former)
         os.environ["PATH"] = f"{_make_programs(folder / 'bin', options)}:{former}"
         wire = stack.enter_context(own_network())
-        stack.enter_context(name_server())
+        names = stack.enter_context(name_server())
         settings = {"snapshot_mode": "link-dest"}
         turku = LocalTurku(folder / "t", storage_settings=settings, has_worker=False)
         stack.enter_context(turku)
-        names = ["127.0.0.1", NAME]
         upstream = turku.running.api_url
-        api = stack.enter_context(bad_api(folder / "proxy", upstream, names, dice))
+        proxy = bad_api(folder / "proxy", upstream, ["127.0.0.1", NAME], dice)
+        api = stack.enter_context(proxy)
         reach: dict[str, Any] = {
             "api_url": api.url(),
             "api_ca_certificate": str(api.ca_certificate),
@@ -313,7 +314,7 @@ def running_site(dice: random.Random, options: Mapping[str, tuple[str, ...]]) ->
         source = folder / "source"
         source.mkdir()
         machine = turku.add_machine("machine", {SOURCE: {"path": str(source)}}, **reach)
-        yield Site(folder, wire, turku, api, machine, source, dice)
+        yield Site(folder, wire, names, turku, api, machine, source, dice)
 
 
 def _make_programs(folder: Path, options: Mapping[str, tuple[str, ...]]) -> Path:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.integration.snapshots.support import DAY, MACHINE, START, Unit
 from tests.support.trees import Entry, describe_tree, differences
+from turku_core.checked_json import read_json
 from turku_core.errors import TurkuError
 from turku_core.storage import (
     catalogue,
@@ -35,7 +36,7 @@ from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.commits import do_job, recover_jobs
 from turku_core.storage.mirror import Daemon
 from turku_core.storage.queue import Job, Queue
-from turku_core.storage.records import Record, read_json
+from turku_core.storage.records import Record
 from turku_core.storage.reports import Report, Spool
 from turku_core.storage.snapshots import Environment
 from turku_core.storage.volumes import Volume, Volumes

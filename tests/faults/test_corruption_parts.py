@@ -20,8 +20,11 @@ from tests.faults.damage import WAYS
 from tests.faults.killing import make_due
 from tests.faults.tally import FULL, Tally, times
 from tests.support.trees import describe_tree, differences
+from turku_core.agent.orders import Journal
+from turku_core.agent.settings import Locations
 from turku_core.local.layout import program
 from turku_core.local.turku import Finished, LocalTurku, Machine, run_command
+from turku_core.protocol.restore_orders import RestoreReport
 from turku_core.storage import restore
 from turku_core.storage.ping import make_catalogue
 from turku_core.storage.settings import read_settings
@@ -145,6 +148,35 @@ class Fleet:
         finally:
             shutil.rmtree(self.place, ignore_errors=True)
 
+    def restore_by_order(
+        self, way: str, dice: random.Random, *, is_reported: bool
+    ) -> tuple[str, str]:
+        """Let the machine go on with an order, its note of it damaged.
+
+        Args:
+            way: How the note is damaged.
+            dice: Chance.
+            is_reported: The note is a report that waits for the API, and not only of a beginning.
+
+        Returns:
+            The order's state, and where the API was told that the files are.
+        """
+        self.turku.api_run("order-restore", self.uuid, "docs")
+        newest = "FROM turku_api_restoreorder ORDER BY id DESC LIMIT 1"
+        with contextlib.closing(self.database()) as database, database:
+            make_due(database, [])
+            ((order,),) = database.execute(f"SELECT uuid {newest}")
+        notes = Locations(self.machine.root).orders
+        journal = Journal(notes)
+        journal.begin(order, self.place)
+        if is_reported:
+            journal.write_report(RestoreReport(order, "done", target=str(self.place)))
+        WAYS[way](notes / f"{order}.json", dice)
+        self.run(self.machine.run("turku-agent-ping", check=False))
+        with contextlib.closing(self.database()) as database:
+            ((state, target),) = database.execute(f"SELECT state, restored_to {newest}")
+        return state, target
+
     def known_to_api(self) -> tuple[list[str], list[str], set[str]]:
         """Return the machines, the storage units and the snapshots that the API knows of."""
         with contextlib.closing(self.database()) as database:
@@ -235,6 +267,21 @@ def test_a_damaged_file_that_cannot_be_made_anew_is_told_and_all_is_well_when_it
             shutil.copy2(fleet.kept / owner / files[owner, name], path)
             assert fleet.back_up() or fleet.back_up(), (owner, name, way, fleet.said)
         tally.note(f"{owner}: {name}: {way}", times=1)
+
+
+@pytest.mark.parametrize("is_reported", [False, True])
+def test_a_damaged_note_of_a_restore_order_is_never_another_report(
+    fleet: Fleet, dice: random.Random, tally: Tally, is_reported: bool
+) -> None:
+    for way in WAYS if FULL else dice.sample(list(WAYS), 1):
+        for _ in range(times(1, 5)):
+            with as_before(fleet, AGENT):
+                state, target = fleet.restore_by_order(way, dice, is_reported=is_reported)
+                assert state == "done", (way, fleet.said)
+                # Damage may spare what the note says; else the order is carried out, once more.
+                if not (is_reported and target == str(fleet.place)):
+                    assert not differences(describe_tree(fleet.source), describe_tree(Path(target)))
+            tally.note(f"machine: note of an order, {way}", times=1)
 
 
 OF_THE_API = {

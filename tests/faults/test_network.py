@@ -223,6 +223,28 @@ def test_without_names_nothing_hangs_and_nothing_is_lost(site: Site, tally: Tall
     assert lost == 0
 
 
+def test_names_that_go_away_within_a_run_lose_nothing(
+    site: Site, tally: Tally, dice: random.Random
+) -> None:
+    settings = site.machine.root / "etc/turku-agent/config.d/90-name.json"
+    settings.write_text(json.dumps({"api_url": site.api.url(NAME)}))
+    try:
+        site.names.come_back()
+        assert disturbed_run(site, QUICK_SECONDS) == 0
+        every = range(site.names.asked)
+        assert len(every) > 2, "neither the API nor the storage unit was asked for by name"
+        for answered in every if FULL else [dice.choice(every)]:
+            site.names.go_away_after(answered)
+            disturbed_run(site, QUICK_SECONDS)
+            assert site.names.asked > answered, "the fault struck nothing"
+            site.names.come_back()
+            assert disturbed_run(site, QUICK_SECONDS) == 0
+    finally:
+        settings.unlink()
+        site.names.come_back()
+    finish(site, tally, "DNS gone, after any question of a run", times(1, len(every)))
+
+
 def storage_run(site: Site, name: str) -> Finished:
     """Run one of the storage unit's programs; it has to end by itself."""
     command = [program(name), "--root", str(site.turku.layout.storage)]

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
@@ -125,27 +126,52 @@ _QUESTION_ENDS = b"\0\0\1\0\1"
 """The end of a name, type A, class IN (RFC 1035)."""
 
 
+@dataclass
+class Names:
+    """How a name server is to answer.
+
+    Attributes:
+        asked: How many questions have come since this was set to zero.
+        answered: How many of them it answers, before it is silent; without end if None.
+    """
+
+    asked: int = 0
+    answered: int | None = None
+
+    def go_away_after(self, count: int) -> None:
+        """Answer so many more questions, and none after them."""
+        self.asked, self.answered = 0, count
+
+    def come_back(self) -> None:
+        """Answer every question again, and count anew."""
+        self.asked, self.answered = 0, None
+
+
 @contextlib.contextmanager
-def name_server() -> Iterator[None]:
+def name_server() -> Iterator[Names]:
     """Answer on this namespace's port 53 that every name is 127.0.0.1."""
     ended = threading.Event()
+    names = Names()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 53))
         server.settimeout(0.2)
-        thread = threading.Thread(target=_answer_names, args=(server, ended))
+        thread = threading.Thread(target=_answer_names, args=(server, names, ended))
         thread.start()
         try:
-            yield
+            yield names
         finally:
             ended.set()
             thread.join()
 
 
-def _answer_names(server: socket.socket, ended: threading.Event) -> None:
+def _answer_names(server: socket.socket, names: Names, ended: threading.Event) -> None:
     while not ended.is_set():
         try:
             query, asker = server.recvfrom(512)
         except TimeoutError:
+            continue
+        names.asked += 1
+        if names.answered is not None and names.asked > names.answered:
             continue
         end = query.find(_QUESTION_ENDS)
         is_address = end > 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from turku_core.agent.restore import (
 )
 from turku_core.agent.session import SessionFailed
 from turku_core.agent.settings import Locations, OrdersAllowed, Settings, load_settings
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
 from turku_core.fields import FieldError
@@ -233,11 +233,11 @@ class Journal:
 
     def _write(self, order: str, values: Mapping[str, Any]) -> None:
         ensure_private_folder(self._folder)
-        write_durably(self._path(order), json.dumps(values) + "\n", 0o600)
+        write_durably(self._path(order), dumps(values), 0o600)
 
     def _read(self, order: str) -> dict[str, Any]:
         try:
-            return fields.mapping(json.loads(self._path(order).read_bytes()), "order")
+            return read_json(self._path(order))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

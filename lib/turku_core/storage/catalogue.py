@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from turku_core import fields
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.errors import TurkuError
 from turku_core.storage.links import file_name, free_link, looks_like_uuid, point
-from turku_core.storage.records import SNAPSHOT_ID, Record, dumps, read_json, time_of_id
+from turku_core.storage.records import SNAPSHOT_ID, Record, time_of_id
 from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import Volume, Volumes
 

@@ -16,10 +16,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from turku_core import fields
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import write_durably
 from turku_core.storage import changes
 from turku_core.storage.changes import Changed, Generation
-from turku_core.storage.records import Record, dumps, read_json
+from turku_core.storage.records import Record
 from turku_core.storage.source_folder import SourceFolder
 
 logger = logging.getLogger(__name__)

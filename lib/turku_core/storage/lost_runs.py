@@ -17,8 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from turku_core import fields
+from turku_core.checked_json import dumps, loads
 from turku_core.configuration import ensure_private_folder
-from turku_core.storage.records import dumps, loads
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from turku_core import fields
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
-from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 

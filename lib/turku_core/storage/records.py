@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 from turku_core import fields
 
 SNAPSHOT_ID = re.compile(r"(\d{8}T\d{6}Z)(?:-(\d+))?")
-_RECORD_BYTES_MAX = 1024 * 1024
-_CHECKSUM = "(checksum)"
-"""Its key in a file of ours; nothing can have such a name."""
 
 
 @dataclass(frozen=True)
@@ -157,35 +151,6 @@ def time_of_id(snapshot: str) -> datetime | None:
         with suppress(ValueError):
             return datetime.strptime(snapshot, form).replace(tzinfo=timezone.utc)
     return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises OSError, ValueError.
-
-    One with a checksum that isn't its own has been damaged: that is a ValueError too.
-    """
-    with path.open("rb") as file:
-        raw = file.read(_RECORD_BYTES_MAX)
-    return loads(raw, path.name)
-
-
-def loads(raw: bytes, name: str) -> dict[str, Any]:
-    """Return the JSON object that a file of ours holds. Raises ValueError as `read_json` does."""
-    values = dict(fields.mapping(json.loads(raw.decode("utf-8")), name))
-    claimed = values.pop(_CHECKSUM, None)
-    if claimed is not None and claimed != _checksum(values):
-        raise ValueError("its checksum isn't that of its content")
-    return values
-
-
-def dumps(values: Mapping[str, Any]) -> str:
-    """Return JSON as our files hold it: with a checksum, since damage may be valid JSON too."""
-    return json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=1, sort_keys=True) + "\n"
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def to_json(value: Any) -> dict[str, Any]:

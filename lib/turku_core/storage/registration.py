@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from turku_core import fields
+from turku_core.checked_json import dumps, loads
 from turku_core.configuration import ensure_private_folder, read_file, write_durably
 from turku_core.credentials import identity_checksum, make_secret
 from turku_core.errors import ConfigurationError, TurkuError
@@ -29,7 +30,6 @@ from turku_core.storage import authorized_keys
 from turku_core.storage.catalogue import Catalogue
 from turku_core.storage.links import readable_name
 from turku_core.storage.privileges import find_owner
-from turku_core.storage.records import dumps, loads
 from turku_core.storage.settings import Paths, Settings, read_host_keys
 
 logger = logging.getLogger(__name__)

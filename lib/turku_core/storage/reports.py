@@ -17,10 +17,10 @@ from datetime import datetime
 from pathlib import Path
 
 from turku_core import fields
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.protocol.client import ApiInvalid, ApiNotFound, ApiRefused, ApiUnreachable, Client
 from turku_core.protocol.messages import SourceUpdate, StorageLogin, source_updates_from_json
-from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -16,18 +16,11 @@ from enum import Enum
 from pathlib import Path
 
 from turku_core import fields
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import ensure_private_folder, sync_folder, write_durably
 from turku_core.errors import TryAgainLater
 from turku_core.storage import programs
-from turku_core.storage.records import (
-    Pending,
-    Record,
-    SourceState,
-    dumps,
-    from_json,
-    read_json,
-    to_json,
-)
+from turku_core.storage.records import Pending, Record, SourceState, from_json, to_json
 from turku_core.storage.volumes import Volume
 
 logger = logging.getLogger(__name__)

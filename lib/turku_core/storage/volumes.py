@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from turku_core.checked_json import dumps, read_json
 from turku_core.configuration import write_durably
 from turku_core.errors import TryAgainLater, TurkuError
 from turku_core.storage import trouble
-from turku_core.storage.records import dumps, read_json
 
 logger = logging.getLogger(__name__)
 

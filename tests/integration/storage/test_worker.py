@@ -22,8 +22,8 @@ import pytest
 
 import turku_core.storage
 from tests.integration.storage.conftest import Machine, Unit, add_machine, wait_for
+from turku_core.checked_json import dumps, read_json
 from turku_core.storage import commands
-from turku_core.storage.records import dumps, read_json
 
 
 @contextlib.contextmanager

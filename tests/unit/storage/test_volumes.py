@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from turku_core.checked_json import read_json
 from turku_core.storage import volumes
-from turku_core.storage.records import read_json
 from turku_core.storage.volumes import Space, Volume, VolumeError, VolumeFull, VolumeNotMounted
 
 

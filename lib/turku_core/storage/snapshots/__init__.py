@@ -31,11 +31,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
+from turku_core.checked_json import read_json
 from turku_core.errors import TryAgainLater, TurkuError
 from turku_core.storage import hard_links, holds, manifest, programs
 from turku_core.storage.catalogue import Catalogue, Condition, rebuilt_record
 from turku_core.storage.mirror import Outcome, Received, Statistics, Target
-from turku_core.storage.records import Pending, Record, SourceState, read_json, time_of_id
+from turku_core.storage.records import Pending, Record, SourceState, time_of_id
 from turku_core.storage.source_folder import Readable, SourceFolder
 from turku_core.storage.trouble import incarnation
 
