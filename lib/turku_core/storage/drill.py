@@ -15,6 +15,7 @@ from pathlib import Path
 
 from turku_core.storage import manifest, programs
 from turku_core.storage.manifest import Manifest
+from turku_core.storage.mirror import STATUS
 from turku_core.storage.records import Record
 from turku_core.storage.restore import restore_tree
 from turku_core.storage.snapshots import Mode, SnapshotError
@@ -33,7 +34,6 @@ _PATHS_BYTES_MAX = 256 * 1024
 """How many paths go to one program; each of them may be named again for each folder above it."""
 
 _NAMED_MAX = 5
-_FAKE_SUPER = "user.rsync.%stat"
 
 
 class NoRoom(SnapshotError):
@@ -139,7 +139,7 @@ def _kind(path: Path) -> int:
     mode = os.lstat(path).st_mode
     if stat.S_ISREG(mode):
         try:
-            mode = int(os.getxattr(path, _FAKE_SUPER).split()[0], 8)
+            mode = int(os.getxattr(path, STATUS).split()[0], 8)
         except (OSError, ValueError, IndexError):
             return stat.S_IFREG
     return stat.S_IFMT(mode)

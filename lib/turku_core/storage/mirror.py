@@ -35,11 +35,14 @@ _WORDS_LINES_MAX = 20
 _PROGRESS = re.compile(rb"([\d,.]+)\s+(\d+)%\s")
 _ITEM = (
     rb" (?:(?P<link>h[^d].{9}(?= .* => ))|(?P<folder>[c.]d\+{9})"
-    rb"|[^<>*][^L](?:(?P<rights>.{3}p.{4}[^x])|.{8}x)) (?P<name>.*)\n"
+    rb"|[^<>*][^L](?:.{8}(?P<attributes>x)|(?:.{3}p.{4}|.{7}a).)) (?P<name>.*)\n"
 )
-"""Of what rsync itemizes (rsync(1), --itemize-changes): links, new folders, attributes, modes."""
+"""Of what rsync itemizes (rsync(1), --itemize-changes): links, new folders, what has another ACL,
+mode or attributes."""
 
-_ACL = "user.rsync.%aacl"
+ACL = "user.rsync.%aacl"
+STATUS = "user.rsync.%stat"
+"""What rsync keeps with --fake-super: an ACL; the mode in octal, device and owner."""
 
 _RULES_AT_ONCE = 500
 """How many names one rsync includes: each file beside them is compared with all of them."""
@@ -310,20 +313,28 @@ def _attributes_lost(folder: Path, output: Output) -> list[bytes]:
 
     With --fake-super an ACL is one of rsync's own attributes. Where rsync sets other attributes, of
     a folder or of a file that it doesn't write anew, it takes those it has just written for
-    superfluous. Where it sets the mode, it leaves an ACL in which it has left out what was in the
-    former mode. (Tried with 3.5.0.) Pulled again, what has lost its ACL gets it.
+    superfluous. Where it sets the mode, or copies from a former tree, it leaves an ACL in which it
+    has left out what was in the former mode. (Tried with 3.5.0.) Pulled again, what has lost its
+    ACL gets it.
     """
     top = os.fsencode(folder)
     names = [name for name in output.folders if _has_attributes(os.path.join(top, name))]
-    names += output.changed
-    for name in output.permitted:
-        try:
-            os.removexattr(os.path.join(top, name), _ACL)
-            names.append(name)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.ENOENT):
-                raise
+    names += (name for name in output.permitted if _remove_acl(os.path.join(top, name)))
+    for name in output.changed:
+        _remove_acl(os.path.join(top, name))
+        names.append(name)
     return names
+
+
+def _remove_acl(path: bytes) -> bool:
+    """Remove the ACL that is kept of something; say whether there was one."""
+    try:
+        os.removexattr(path, ACL)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOENT):
+            raise
+        return False
+    return True
 
 
 def _has_attributes(path: bytes) -> bool:
@@ -336,7 +347,7 @@ class Output:
 
     Attributes:
         changed: What was there already, or in a former tree, and had its attributes set.
-        permitted: The same of its mode alone.
+        permitted: The same of its mode or its ACL, and of no other attribute.
         folders: Those that are new.
         links: Which name was linked to which other one, as the machine has them.
     """
@@ -365,10 +376,10 @@ class Output:
                     self.links.add(name)
                 elif found["folder"]:
                     self.folders.append(name)
-                elif found["rights"]:
-                    self.permitted.append(name)
-                else:
+                elif found["attributes"]:
                     self.changed.append(name)
+                else:
+                    self.permitted.append(name)
         if self._on_progress is not None:
             last = None
             for last in _PROGRESS.finditer(block):  # noqa: B007 - only the last one matters

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from turku_core import fields
@@ -15,10 +18,12 @@ from turku_core.errors import TurkuError
 from turku_core.storage import programs
 from turku_core.storage.catalogue import Catalogue, NoSuchSnapshot
 from turku_core.storage.mirror import (
+    ACL,
     CONNECT_SECONDS,
     IO_SECONDS,
     NANOSECONDS,
     NO_DELAY,
+    STATUS,
     Daemon,
     Outcome,
     Output,
@@ -73,6 +78,14 @@ class Manner:
     checksum: bool = False
     itemise: bool = False
     progress: bool = False
+
+
+class Extent(Enum):
+    """What of a snapshot one rsync restores; chosen paths come from its standard input."""
+
+    ALL = "all"
+    CHOSEN = "chosen paths, with all that is below them"
+    ALONE = "chosen paths alone"
 
 
 def choose_snapshot(catalogue: Catalogue, machine: str, source: str, wanted: str) -> Chosen:
@@ -162,14 +175,14 @@ def open_snapshot(
         yield tree
 
 
-def make_push_command(tree: Path, daemon: Daemon, manner: Manner, *, selected: bool) -> list[str]:
+def make_push_command(tree: Path, daemon: Daemon, manner: Manner, extent: Extent) -> list[str]:
     """Return the rsync command of a restore to a machine.
 
     Metadata is read from fake-super's attributes on this side only. Newer files are replaced like
-    others. With `selected`, paths come from standard input, each ended by a NUL byte.
+    others. Chosen paths are each ended by a NUL byte.
     """
     return [
-        *_make_command(manner, selected=selected),
+        *_make_command(manner, extent),
         "--fake-super",
         f"--timeout={IO_SECONDS}",
         f"--contimeout={CONNECT_SECONDS}",
@@ -180,7 +193,7 @@ def make_push_command(tree: Path, daemon: Daemon, manner: Manner, *, selected: b
     ]
 
 
-def make_local_command(tree: Path, target: Path, manner: Manner, *, selected: bool) -> list[str]:
+def make_local_command(tree: Path, target: Path, manner: Manner, extent: Extent) -> list[str]:
     """Return the rsync command of a restore to a local folder.
 
     Metadata is read from fake-super's attributes by the sending half alone; the receiving half
@@ -189,7 +202,7 @@ def make_local_command(tree: Path, target: Path, manner: Manner, *, selected: bo
     makes rsync 3.2.7 write to a folder whose name it takes from anywhere in its memory.
     """
     return [
-        *_make_command(manner, selected=selected),
+        *_make_command(manner, extent),
         "--fake-super",
         # Between hosts rsync would look for parts of a file that are there already.
         "--whole-file",
@@ -202,7 +215,7 @@ def make_local_command(tree: Path, target: Path, manner: Manner, *, selected: bo
     ]
 
 
-def _make_command(manner: Manner, *, selected: bool) -> list[str]:
+def _make_command(manner: Manner, extent: Extent) -> list[str]:
     command = [
         "rsync",
         "--archive",
@@ -221,10 +234,12 @@ def _make_command(manner: Manner, *, selected: bool) -> list[str]:
         command.append("--checksum")
     if manner.itemise:
         command += ["--out-format=%i %n%L", "--8-bit-output"]
-    if selected:
+    if extent is Extent.CHOSEN:
         # With incremental recursion as well, rsync 3.5.0 loses count of its own file list
         # as soon as one of the paths is in a folder (tried: 60 samples of 60, and none without).
-        command += ["--recursive", "--no-inc-recursive", "--files-from=-", "--from0"]
+        command += ["--recursive", "--no-inc-recursive"]
+    if extent is not Extent.ALL:
+        command += ["--files-from=-", "--from0"]
     return command
 
 
@@ -256,10 +271,11 @@ def push(
     try:
         with open_snapshot(chosen, environment, wanted, cancelled) as tree:
             _check_paths(chosen, tree, wanted)
-            return _run(
-                make_push_command(tree, daemon, manner, selected=bool(wanted)),
+            return _restore(
+                tree,
                 wanted,
                 manner,
+                partial(make_push_command, tree, daemon),
                 env={"RSYNC_PASSWORD": daemon.password},
                 on_progress=on_progress,
                 on_change=on_change,
@@ -301,9 +317,13 @@ def restore_to_folder(
     _make_target(target, into_filled_folder=into_filled_folder, dry_run=manner.dry_run)
     with open_tree(chosen, environment, wanted) as tree:
         _check_paths(chosen, tree, wanted)
-        command = make_local_command(tree, target, manner, selected=bool(wanted))
-        restored = _run(
-            command, wanted, manner, env={}, on_progress=on_progress, on_change=on_change
+        restored = _restore(
+            tree,
+            wanted,
+            manner,
+            partial(make_local_command, tree, target),
+            on_progress=on_progress,
+            on_change=on_change,
         )
     if os.geteuid() == 0 or not restored.ok:
         return restored
@@ -314,9 +334,7 @@ def restore_to_folder(
 def restore_tree(tree: Path, target: Path, paths: Sequence[str] = ()) -> Restored:
     """Restore from a tree that is open already to a local folder, which is made."""
     target.mkdir(parents=True, exist_ok=True)
-    manner = Manner()
-    command = make_local_command(tree, target, manner, selected=bool(paths))
-    return _run(command, paths, manner, env={}, on_progress=None, on_change=None)
+    return _restore(tree, paths, Manner(), partial(make_local_command, tree, target))
 
 
 def wanted_paths(chosen: Chosen, paths: Sequence[str]) -> tuple[str, ...]:
@@ -378,16 +396,18 @@ def _make_target(target: Path, *, into_filled_folder: bool, dry_run: bool) -> No
         raise RestoreError(f"{target} can't be used for the restore: {error.strerror}.") from error
 
 
-def _run(
-    command: Sequence[str],
+def _restore(
+    tree: Path,
     wanted: Sequence[str],
     manner: Manner,
+    make_command: Callable[[Manner, Extent], list[str]],
     *,
-    env: dict[str, str],
-    on_progress: Callable[[int, float | None], None] | None,
-    on_change: Callable[[str], None] | None,
+    env: Mapping[str, str] | None = None,
+    on_progress: Callable[[int, float | None], None] | None = None,
+    on_change: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Restored:
+    """Restore paths of a tree (none: all of it) by the command that is made for it."""
     output = Output(on_progress)
     changes = _Changes(on_change) if manner.itemise else None
 
@@ -396,9 +416,16 @@ def _run(
         if changes is not None:
             changes.feed(block)
 
-    names = make_list(path.encode("utf-8", "surrogateescape") for path in wanted)
-    finished = programs.run(command, env=env, stdin=names, cancelled=cancelled, on_stdout=feed)
+    run = partial(programs.run, env=dict(env or {}), cancelled=cancelled)
+    command = make_command(manner, Extent.CHOSEN if wanted else Extent.ALL)
+    names = [os.fsencode(path) for path in wanted]
+    finished = run(command, stdin=make_list(names), on_stdout=feed)
     outcome, message = classify(finished.code, finished.stderr.splitlines())
+    again = () if manner.dry_run else dict.fromkeys(_sticky_folders(os.fsencode(tree), names))
+    if again and outcome in (Outcome.RECEIVED, Outcome.PARTIAL):
+        finished = run(make_command(Manner(), Extent.ALONE), stdin=make_list(again))
+        second = classify(finished.code, finished.stderr.splitlines())
+        outcome, message = second if outcome is Outcome.RECEIVED else (outcome, message)
     counted = output.statistics()
     if outcome is Outcome.PARTIAL:
         message = f"Not everything could be restored. {message.partition('. ')[2] or message}"
@@ -409,6 +436,40 @@ def _run(
         counted.bytes_transferred or 0,
         tuple(changes.lines) if changes is not None else (),
     )
+
+
+def _sticky_folders(tree: bytes, wanted: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield which folders of what was restored have the sticky bit and an ACL.
+
+    Where rsync makes such a folder, it leaves the owning group no rights: as long as the bit isn't
+    set it lets nobody in, and what it set then stays below the mask. A second time it sets them
+    (tried with 3.5.0).
+    """
+    for path in wanted or [b"."]:
+        parts = path.split(b"/")
+        yield from filter(
+            partial(_is_sticky_with_acl, tree),
+            (b"/".join(parts[:count]) for count in range(1, len(parts))),
+        )
+        if os.path.islink(os.path.join(tree, path)):
+            continue
+        for folder, _, _ in os.walk(os.path.join(tree, path)):
+            name = os.path.relpath(folder, tree)
+            if _is_sticky_with_acl(tree, name):
+                yield name
+
+
+def _is_sticky_with_acl(tree: bytes, name: bytes) -> bool:
+    path = os.path.join(tree, name)
+    try:
+        os.getxattr(path, ACL)
+    except OSError:
+        return False
+    try:
+        mode = int(os.getxattr(path, STATUS).split()[0], 8)
+    except (OSError, ValueError, IndexError):
+        mode = os.lstat(path).st_mode
+    return bool(mode & stat.S_ISVTX)
 
 
 class _Changes:

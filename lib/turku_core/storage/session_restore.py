@@ -18,7 +18,7 @@ from turku_core.storage.mirror import Daemon
 from turku_core.storage.privileges import find_owner
 from turku_core.storage.records import Record
 from turku_core.storage.registration import AnswerNotValid
-from turku_core.storage.restore import Manner, choose_snapshot, make_push_command, push
+from turku_core.storage.restore import Extent, Manner, choose_snapshot, make_push_command, push
 from turku_core.storage.session import Permission, Session, ask_api
 from turku_core.storage.session_request import RESTORE_MODULE, Login, Request, RestoreWish
 from turku_core.storage.slots import RESTORE, hold_slot
@@ -211,7 +211,7 @@ def make_instructions(session: Session, daemon: Daemon) -> list[str]:
         lines.append(f"  {password} {shlex.join([*command, folder.source])}")
         tree = newest_tree(session.catalogue, folder)
         if tree is not None:
-            rsync = make_push_command(tree, daemon, Manner(), selected=False)
+            rsync = make_push_command(tree, daemon, Manner(), Extent.ALL)
             lines.append(f"  {password} {shlex.join(rsync)}")
     if len(lines) == 1:
         lines.append("  (There is no backup of it here.)")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import subprocess
 import threading
@@ -27,6 +29,20 @@ from turku_core.storage.snapshots import CommitPending, commit, get_mode, resolv
 from turku_core.storage.snapshots import ModeUnavailable as Unavailable
 
 NO_ID = 0xFFFFFFFF
+
+ODD_NAMES = (
+    "file",
+    "#1",
+    "; 2",
+    "line\nline",
+    "w*[ild]?\\",
+    "back\\slash\\",
+    "\\#012",
+    "caf\udce9",
+    " ",
+    "- *",
+    "\x1b[31mred",
+)
 
 
 def write(path: Path, text: str) -> None:
@@ -253,18 +269,7 @@ def test_files_that_are_no_longer_one_come_back_as_two(tmp_path: Path, mode: str
 @pytest.mark.parametrize("mode", MODES)
 def test_an_acl_is_kept_beside_attributes_that_change(tmp_path: Path, mode: str) -> None:
     source = tmp_path / "source"
-    names = [
-        "file",
-        "#1",
-        "; 2",
-        "line\nline",
-        "w*[ild]?\\",
-        "back\\slash\\",
-        "caf\udce9",
-        " ",
-        "- *",
-    ]
-    for name in names:
+    for name in ODD_NAMES:
         write(source / "fol*der\\" / name, "x")
     folders = [source, source / "fol*der\\"]
     access = acl((1, 6, NO_ID), (2, 6, 1000), (4, 4, NO_ID), (16, 6, NO_ID), (32, 0, NO_ID))
@@ -300,6 +305,48 @@ def test_the_owning_groups_rights_in_an_acl_are_kept_when_the_mode_changes(
             unit.back_up(daemon, mode, at=START + number * DAY)
             assert unit.restore("latest", tmp_path / f"{number}").ok
             assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("mode", MODES)
+def test_any_change_of_rights_comes_back(tmp_path: Path, mode: str) -> None:
+    dice = random.Random(mode)
+    source = tmp_path / "source"
+    for number in range(300):
+        name = ODD_NAMES[number % len(ODD_NAMES)]
+        top = source / f"{number % 3}"
+        if number % 2:
+            write(top / f"{name}{number}", "x")
+        else:
+            (top / f"{name}{number}").mkdir(parents=True)
+    unit = make_unit(tmp_path)
+    with serve(source) as daemon:
+        for number in range(4):
+            for path in sorted(source.glob("*/*")):
+                change_rights(path, dice)
+            unit.back_up(daemon, mode, at=START + number * DAY)
+            assert unit.restore("latest", tmp_path / f"{number}").ok
+            assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+
+
+def change_rights(path: Path, dice: random.Random) -> None:
+    """Change what may be changed of who may do what: little, so that much stays what it was."""
+    group, mask = dice.choice([0, 2, 6]), dice.choice([2, 6])
+    named = [(dice.choice([2, 8]), 4, 1000)] * dice.randrange(2)
+    entries = [(1, 6, NO_ID), *named, (4, group, NO_ID), (16, mask, NO_ID), (32, 0, NO_ID)]
+    for kind in ("access", "default") if path.is_dir() else ("access",):
+        change = dice.randrange(4)
+        if change == 0:
+            with contextlib.suppress(OSError):
+                os.removexattr(path, f"system.posix_acl_{kind}")
+        elif change < 3:
+            os.setxattr(path, f"system.posix_acl_{kind}", acl(*sorted(entries)))
+    if dice.randrange(4) == 0:
+        path.chmod(dice.choice([0o600, 0o620, 0o640, 0o660, 0o666, 0o1660, 0o4660, 0o7622]))
+    if dice.randrange(4) == 0:
+        os.setxattr(path, "user.number", b"%d" % dice.randrange(1000))
+    if dice.randrange(8) == 0:
+        os.chown(path, dice.randrange(3), dice.randrange(3))
 
 
 @pytest.mark.parametrize("mode", MODES)

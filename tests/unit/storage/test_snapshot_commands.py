@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turku_core.storage.mirror import Daemon
 from turku_core.storage.records import Record
-from turku_core.storage.restore import Manner, make_local_command, make_push_command
+from turku_core.storage.restore import Extent, Manner, make_local_command, make_push_command
 from turku_core.storage.snapshots.borg import (
     make_check_command,
     make_create_command,
@@ -74,7 +74,7 @@ def test_borg_asks_nothing_and_keeps_its_files_with_the_storage_unit() -> None:
 
 def test_prior_art_33_a_push_never_skips_what_is_newer() -> None:
     daemon = Daemon(50123, "turku-restore", "user", "secret-of-the-session")
-    command = make_push_command(Path("/v/tree"), daemon, Manner(checksum=True), selected=True)
+    command = make_push_command(Path("/v/tree"), daemon, Manner(checksum=True), Extent.CHOSEN)
     assert command == [
         "rsync",
         "--archive",
@@ -103,7 +103,7 @@ def test_prior_art_33_a_push_never_skips_what_is_newer() -> None:
 
 
 def test_a_local_restore_reads_fake_metadata_and_writes_real() -> None:
-    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), selected=False)
+    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), Extent.ALL)
     assert command[command.index("--fake-super") :] == [
         "--fake-super",
         "--whole-file",
@@ -116,5 +116,5 @@ def test_a_local_restore_reads_fake_metadata_and_writes_real() -> None:
 
 
 def test_no_local_copy_has_options_for_one_half_which_rsync_3_2_7_gets_wrong() -> None:
-    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), selected=True)
+    command = make_local_command(Path("/v/tree"), Path("/target"), Manner(), Extent.CHOSEN)
     assert not any(word.startswith(("--remote-option", "-M")) for word in command)
