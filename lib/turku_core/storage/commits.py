@@ -69,14 +69,17 @@ def _commit(
     job: Job, catalogue: Catalogue, environment: Environment
 ) -> tuple[Record | None, Hold | None]:
     folder = _find(job, catalogue)
-    with trouble.noticed(environment.state_folder, folder.volume.name):
-        record = commit(catalogue, folder, environment)
-    hold = holds.find([folder])
-    if record is not None:
-        return record, hold
-    # Made before a crash that came between the snapshot and its report.
-    records, _ = catalogue.records(folder)
-    return next((each for each in records if each.id == job.snapshot), None), hold
+    pending = folder.pending()
+    record = None
+    if pending is not None and pending.record.id == job.snapshot:
+        with trouble.noticed(environment.state_folder, folder.volume.name):
+            record = commit(catalogue, folder, environment)
+    if record is None:
+        # Made before a crash that came between the snapshot and its report. What was frozen
+        # since has a job of its own.
+        records, _ = catalogue.records(folder)
+        record = next((each for each in records if each.id == job.snapshot), None)
+    return record, holds.find([folder])
 
 
 def _find(job: Job, catalogue: Catalogue) -> SourceFolder:

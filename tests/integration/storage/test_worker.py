@@ -150,6 +150,25 @@ def test_prior_art_27_a_kill_between_snapshot_and_report_is_made_good(
     assert report["snapshot"] == unit.snapshots(machine)[0]
 
 
+def test_a_kill_between_snapshot_and_report_is_made_good_also_after_another_backup(
+    unit: Unit, machine: Machine
+) -> None:
+    machine.check_in()
+    [path] = (unit.state / "queue").glob("*.json")
+    job = path.read_bytes()
+    unit.api.down()
+    unit.drain()
+    path.write_bytes(job)
+    for spooled in (unit.state / "reports").glob("*.json"):
+        spooled.unlink()
+    unit.api.up()
+    assert machine.check_in().code == 0
+    unit.drain()
+    told = {report["snapshot"] for report in unit.api.reports("docs")}
+    assert told == set(unit.snapshots(machine))
+    assert len(told) == 2
+
+
 def test_a_lost_queue_is_made_again_from_what_is_frozen(unit: Unit, machine: Machine) -> None:
     machine.check_in()
     shutil.rmtree(unit.state / "queue")
