@@ -339,7 +339,8 @@ def test_what_has_no_checksums_of_its_making_is_never_called_proven(
         station = archive.fresh("checksums")
         for kind in gone:
             archive.files(kind)[0].unlink()
-        for hours in (0, 1):
+        # Once a day it looks for archives that have no record.
+        for hours in (24, 25):
             station.expire(CHECKED + timedelta(hours=hours))
             station.verify(CHECKED + timedelta(hours=hours))
         found = station.records()[0]

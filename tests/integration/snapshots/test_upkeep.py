@@ -21,9 +21,9 @@ from tests.integration.snapshots.support import (
     nobodys_folder,
     serve,
 )
-from turku_core.storage import expiry, verification
+from turku_core.storage import expiry, trouble, verification
 from turku_core.storage.records import Record
-from turku_core.storage.snapshots import converge, get_mode
+from turku_core.storage.snapshots import SnapshotError, converge, get_mode
 from turku_core.storage.source_folder import SourceFolder
 from turku_core.storage.volumes import RESERVE, Volumes
 
@@ -338,3 +338,21 @@ def test_prior_art_19_a_volume_without_a_byte_left_heals(tmp_path: Path, mode: s
         assert os.statvfs(place).f_bavail * os.statvfs(place).f_frsize > 12 * 1024 * 1024
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.needs_root
+def test_what_borg_failed_at_is_said_and_a_volume_in_trouble_is_known_by_it(tmp_path: Path) -> None:
+    unit, folder = make_backups(tmp_path, "borg", 1)
+    before = trouble.incarnation(unit.environment.state_folder, folder.volume.name)
+    place = folder.volume.path
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        with (
+            pytest.raises(SnapshotError, match=r"borg failed: .*Read-only file system"),
+            trouble.noticed(unit.environment.state_folder, folder.volume.name),
+        ):
+            get_mode("borg", unit.environment).list(folder)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert trouble.incarnation(unit.environment.state_folder, folder.volume.name) != before

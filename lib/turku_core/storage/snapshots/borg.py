@@ -59,6 +59,9 @@ _OUTSIDE = ("No space left", "Insufficient free space", "Disk quota", "Read-only
 """Words of failures for which a repository can't be blamed."""
 _REPORTED_MAX = 600
 
+_RAISED = re.compile(r"^Traceback \(.*\):\n(?:[ \t].*\n)+(\S.*)", re.MULTILINE)
+"""What an exception says, below its traceback."""
+
 
 class Borg(WaitingMirrorMode):
     """Deduplicated archives."""
@@ -563,7 +566,9 @@ def _archive_statistics(archive: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(done: programs.Finished) -> str:
-    return done.last_words[-_REPORTED_MAX:] or f"it ended with code {done.code}"
+    # After a traceback come versions, the platform and its arguments: nothing of what failed.
+    words = " / ".join(dict.fromkeys(_RAISED.findall(done.stderr))) or done.last_words
+    return words[-_REPORTED_MAX:] or f"it ended with code {done.code}"
 
 
 def _check(folder: SourceFolder, done: programs.Finished, *, may_warn: bool = True) -> None:
