@@ -145,10 +145,13 @@ MODEL_SLOW = (
     ),
 )
 
+# Most of the time they wait: for what is slow, silent or gone to be noticed.
+FAULTS_PROCESSES = ("-n", str(2 * max(2, os.cpu_count() or 2) + 1))
+
 FAULTS = (
     Check(
         "faults, all of them",
-        pytest_command("tests/faults", as_root=True),
+        pytest_command(*FAULTS_PROCESSES, "tests/faults", as_root=True),
         counts_tests=True,
     ),
 )

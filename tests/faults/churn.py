@@ -512,7 +512,7 @@ class Writer:
         replaced, grown, marks = frozenset(self._replaced), self._grown, frozenset(self._marks)
         return {
             b"replaced": lambda content: content in replaced,
-            b"comes and goes": lambda content: content in (None, b"here"),
+            b"comes and goes": lambda content: content in (None, b"", b"here"),
             b"grown": lambda content: content is None or grown.startswith(content),
             b"in place": lambda content: content is None or set(content) <= marks,
         }

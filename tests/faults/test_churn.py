@@ -8,6 +8,7 @@ archives would take hours: there it is one older one.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import selectors
@@ -206,10 +207,10 @@ def plainly(life: Life, memory: Memory) -> None:
         life.wrong.append(f"{newest.id} is partial: {newest.summary}")
 
 
-def any_action(life: Life) -> tuple[str, Callable[[], object], int]:
-    """Return something to disturb, and one of its steps."""
+def any_action(life: Life, daemon: Daemon | None = None) -> tuple[str, Callable[[], object], int]:
+    """Return something to disturb, and one of its steps; a backup is from that daemon."""
     actions: dict[str, Callable[[], object]] = {
-        "a backup": partial(life.back_up, life.now),
+        "a backup": partial(life.back_up, life.now, daemon),
         "expiry": life.expire,
         "verification": life.prove,
     }
@@ -219,23 +220,26 @@ def any_action(life: Life) -> tuple[str, Callable[[], object], int]:
 
 def killed_at_a_step(life: Life, memory: Memory) -> None:
     """SIGKILL before or after something that is written or started."""
-    _, action, step = any_action(life)
+    with cut_after(life.daemon, math.inf) as daemon:
+        _, action, step = any_action(life, daemon)
 
-    def act() -> None:
-        with patched() as patch:
-            Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL)).watch(patch)
-            action()
+        def act() -> None:
+            with patched() as patch:
+                Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL)).watch(patch)
+                action()
 
-    waited_for(begun(act))
+        waited_for(begun(act))
 
 
 def killed_at_a_moment(life: Life, memory: Memory) -> None:
     """SIGKILL at any time, which the seed doesn't say to the step."""
-    _, action, _ = any_action(life)
-    child = begun(action)
-    time.sleep(life.dice.random() * MOMENT_SECONDS[life.mode])
-    os.kill(child, signal.SIGKILL)
-    waited_for(child)
+    # With a session that is killed its tunnel ends.
+    with cut_after(life.daemon, math.inf) as daemon:
+        _, action, _ = any_action(life, daemon)
+        child = begun(action)
+        time.sleep(life.dice.random() * MOMENT_SECONDS[life.mode])
+        os.kill(child, signal.SIGKILL)
+        waited_for(child)
 
 
 def begun(action: Callable[[], object]) -> int:
@@ -281,35 +285,46 @@ def cut_connection(life: Life, memory: Memory) -> None:
 
 
 @contextlib.contextmanager
-def cut_after(daemon: Daemon, count: int) -> Iterator[Daemon]:
-    """Stand before a daemon and end a connection when it has carried so many bytes."""
+def cut_after(daemon: Daemon, count: float) -> Iterator[Daemon]:
+    """Stand before a daemon, as a tunnel does, and end it when it has carried so many bytes.
+
+    At the end of the context it ends in any case.
+    """
     port = free_port()
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        thread = threading.Thread(target=_carry, args=(listener, daemon.port, count))
+    ended, told = socket.socketpair()
+    with ended, socket.create_server(("127.0.0.1", port)) as listener:
+        thread = threading.Thread(target=_carry, args=(listener, told, daemon.port, count))
         thread.start()
         try:
             yield replace(daemon, port=port)
         finally:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
+            ended.close()
             thread.join()
+            told.close()
 
 
-def _carry(listener: socket.socket, port: int, count: int) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            near, _ = listener.accept()
-            with near, socket.create_connection(("127.0.0.1", port)) as far:
-                with selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
-                    selector.register(near, selectors.EVENT_READ, far)
-                    selector.register(far, selectors.EVENT_READ, near)
-                    left, is_open = count, True
-                    while left and is_open:
-                        for key, _ in selector.select():
-                            block = os.read(key.fd, min(left, 65536)) if left else b""
-                            key.data.sendall(block)
-                            left -= len(block)
-                            is_open = is_open and bool(block)
+def _carry(listener: socket.socket, told: socket.socket, port: int, count: float) -> None:
+    """Carry connections, one after the other, until told to end."""
+    while True:
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(told, selectors.EVENT_READ)
+            if any(key.fileobj is told for key, _ in selector.select()):
+                return
+        near, _ = listener.accept()
+        with near, socket.create_connection(("127.0.0.1", port)) as far:
+            with selectors.DefaultSelector() as selector, contextlib.suppress(OSError):
+                for each in (near, far, told):
+                    selector.register(each, selectors.EVENT_READ)
+                left, is_open = count, True
+                while left > 0 and is_open:
+                    for key, _ in selector.select():
+                        if key.fileobj is told:
+                            return
+                        block = os.read(key.fd, int(min(left, 65536)))
+                        (far if key.fileobj is near else near).sendall(block)
+                        left -= len(block)
+                        is_open = is_open and bool(block)
 
 
 def clock_jumped(life: Life, memory: Memory) -> None:
@@ -382,7 +397,7 @@ FAULTS = {
 }
 
 SHORT = {"link-dest": 14, "btrfs": 10, "none": 10, "borg": 4}
-LONG = {"link-dest": (3, 100), "btrfs": (3, 100), "none": (2, 100), "borg": (4, 50)}
+LONG = {"link-dest": (3, 100), "btrfs": (3, 100), "none": (2, 100), "borg": (4, 30)}
 LIVES = [(mode, number) for mode in LONG for number in range(LONG[mode][0] if FULL else 1)]
 
 

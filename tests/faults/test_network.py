@@ -79,7 +79,7 @@ def finish(site: Site, tally: Tally, what: str, count: int) -> None:
 def test_a_connection_that_breaks_at_any_byte_loses_nothing(
     site: Site, tally: Tally, dice: random.Random, fault: str, part: int
 ) -> None:
-    count = times(1, 8)
+    count = times(1, 6)
     broken = 0
     for number in range(count):
         # In full, all over the session; else in the midst of the transfer.
@@ -111,7 +111,7 @@ def is_leased(site: Site) -> bool:
 def test_a_run_that_is_cut_for_good_is_handed_out_again_when_its_lease_is_over(
     site: Site, tally: Tally, dice: random.Random
 ) -> None:
-    count = 6
+    count = 4
     for _ in range(count):
         site.later()
         state = site.change()

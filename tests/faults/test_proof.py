@@ -216,7 +216,7 @@ def victims(folder: SourceFolder, record: Record, dice: random.Random) -> tuple[
 def test_a_whole_drill_finds_every_damage(mode: str, tally: Tally, dice: random.Random) -> None:
     tried = missed = 0
     whats = ["bit", "cut", "deleted", "swapped"]
-    for _ in range(times(1, 15)):
+    for _ in range(times(1, 5 if mode == "borg" else 15)):
         for what in dice.sample(whats, times(1 if mode == "borg" else 4, 4)):
             with make_place() as place:
                 odd_tree(place.source, dice, files=12)
@@ -442,7 +442,7 @@ def test_everything_comes_round_in_time(
     tally: Tally, dice: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proofs = late = 0
-    for _ in range(times(1, 10)):
+    for _ in range(times(1, 3)):
         year = simulate(dice, monkeypatch, sources=times(6, 12), steps=3, days=DAYS)
         proofs += year.proofs
         late += year.late
@@ -462,8 +462,8 @@ def test_with_too_much_to_do_no_source_is_left_out(
 ) -> None:
     """A unit that gets round to a third of its drills."""
     proofs = starved = 0
-    for _ in range(times(1, 10)):
-        year = simulate(dice, monkeypatch, sources=times(30, 60), steps=1, days=DAYS)
+    for _ in range(times(1, 3)):
+        year = simulate(dice, monkeypatch, sources=30, steps=1, days=DAYS)
         assert year.late > 0
         starved += year.longest > timedelta(days=60)
         proofs += year.proofs

@@ -356,3 +356,14 @@ def test_what_borg_failed_at_is_said_and_a_volume_in_trouble_is_known_by_it(tmp_
     finally:
         subprocess.run(["umount", place], check=True)
     assert trouble.incarnation(unit.environment.state_folder, folder.volume.name) != before
+
+
+def test_a_cache_of_borgs_that_a_power_cut_has_emptied_is_made_anew(tmp_path: Path) -> None:
+    unit, _ = make_backups(tmp_path, "borg", 4)
+    expire(unit, 3.1)
+    for name in ("config", "chunks"):
+        [file] = unit.environment.state_folder.glob(f"borg/.cache/borg/*/{name}")
+        file.write_bytes(b"")
+    report = expire(unit, 10.2)
+    assert report.problems == ()
+    assert states(report) == [("05", "removed")]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ _SECURITY = ".config/borg/security"
 _OUTSIDE = ("No space left", "Insufficient free space", "Disk quota", "Read-only", "the lock")
 """Words of failures for which a repository can't be blamed."""
 _REPORTED_MAX = 600
+
+_IN_THE_CACHE = "/borg/cache.py"
+"""Where a traceback passes through that fails at borg's cache."""
 
 _RAISED = re.compile(r"^Traceback \(.*\):\n(?:[ \t].*\n)+(\S.*)", re.MULTILINE)
 """What an exception says, below its traceback."""
@@ -276,12 +280,16 @@ class Borg(WaitingMirrorMode):
         damaged, and knows of chunks that are gone: it is made anew.
         """
         logger.error("%s: its machine's repository is damaged and is repaired", folder.label)
+        self._remove_caches(folder)
+        self._checked(folder, make_repair_command(folder.repository), held=held)
+        _note_damage(folder, _REPAIRED)
+
+    def _remove_caches(self, folder: SourceFolder) -> None:
+        """Remove what borg keeps of a repository outside of it; it makes it anew."""
         for cache in (self.environment.state_folder / "borg").glob(
             f"**/borg/**/{_repository_id(folder)}"
         ):
             programs.remove_tree(cache)
-        self._checked(folder, make_repair_command(folder.repository), held=held)
-        _note_damage(folder, _REPAIRED)
 
     def _make_repository(self, folder: SourceFolder, held: int) -> None:
         """Make the machine's repository; one that a crash left half made is made again."""
@@ -303,6 +311,28 @@ class Borg(WaitingMirrorMode):
         cwd: Path | None = None,
         held: int | None = None,
         cancelled: Callable[[], bool] | None = None,
+    ) -> programs.Finished:
+        """Run borg; once more if it fails at its cache.
+
+        What a power cut has left of that makes every borg end in a traceback, also one that reads.
+        """
+        run = partial(self._run_once, folder, command, cwd=cwd, held=held, cancelled=cancelled)
+        done = run()
+        is_outside = any(each in done.stderr for each in _OUTSIDE)
+        if done.code > _WARNING and _IN_THE_CACHE in done.stderr and not is_outside:
+            logger.warning("%s: borg's cache is made anew: %s", folder.label, _words(done))
+            self._remove_caches(folder)
+            done = run()
+        return done
+
+    def _run_once(
+        self,
+        folder: SourceFolder,
+        command: Sequence[str],
+        *,
+        cwd: Path | None,
+        held: int | None,
+        cancelled: Callable[[], bool] | None,
     ) -> programs.Finished:
         base = self.environment.state_folder / "borg"
         owner = programs.owner_of(folder.machine_path)
