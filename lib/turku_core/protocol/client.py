@@ -1,4 +1,8 @@
-"""The client that sends v1 calls to the API, to one of its URLs after the other."""
+"""The client that sends v1 calls to the API, to one of its URLs after the other.
+
+requests is imported where a call is made: to load it takes as long as all the rest of a command
+that makes none.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import requests
+from typing import TYPE_CHECKING, Any
 
 from turku_core import __version__
 from turku_core.errors import ConfigurationError, TryAgainLater, TurkuError
-from turku_core.protocol.deadline import Adapter, deadline
+
+if TYPE_CHECKING:
+    import requests
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,10 @@ class Client:
             raise ConfigurationError(
                 f"The API's CA certificate {ca_certificate} isn't there: mend api_ca_certificate."
             )
+        import requests
+
+        from turku_core.protocol.deadline import Adapter
+
         self._urls = tuple(url.rstrip("/") for url in urls)
         self._timeout = timeout
         self._call_seconds = call_seconds
@@ -117,6 +125,8 @@ class Client:
         )
 
     def _call_one(self, url: str, body: bytes) -> dict[str, Any]:
+        from turku_core.protocol.deadline import deadline
+
         with deadline(self._call_seconds) as bound:
             try:
                 return self._ask(url, body)
@@ -126,6 +136,8 @@ class Client:
                 raise
 
     def _ask(self, url: str, body: bytes) -> dict[str, Any]:
+        import requests
+
         try:
             # A redirect is never followed: it would carry the secret elsewhere.
             with self._session.post(
