@@ -130,6 +130,11 @@ def _make_attributes(root: bytes) -> None:
         (other, 0, nobody),
     ]
     os.setxattr(root + b"/with acl", "system.posix_acl_access", acl(*entries))
+    os.mkdir(root + b"/sticky with acl")
+    group = [(user_obj, 7, nobody), (user, 6, 12345), (group_obj, 7, nobody), (mask, 7, nobody)]
+    group.append((other, 0, nobody))
+    os.setxattr(root + b"/sticky with acl", "system.posix_acl_access", acl(*group))
+    os.chmod(root + b"/sticky with acl", 0o1770)
     os.mkdir(root + b"/default acl", 0o750)
     os.setxattr(root + b"/default acl", "system.posix_acl_default", acl(*entries))
 
