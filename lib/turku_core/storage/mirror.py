@@ -442,6 +442,9 @@ def classify(code: int, stderr: Sequence[str]) -> tuple[Outcome, str]:
     elif any("%stat" in line and "not supported" in line for line in ours):
         outcome = Outcome.FAILED
         meaning = "The volume keeps no extended attributes (user_xattr), and backups need them."
+    elif code == 5 and any("did not see server greeting" in line for line in stderr):
+        outcome = Outcome.LATER
+        meaning = "The connection ended before the machine's rsync daemon said anything."
     elif code == 5:
         meaning = _refusal(stderr) or meaning
     return outcome, f"{meaning} {words}".strip()

@@ -168,6 +168,7 @@ def test_rules_are_one_a_line_filters_first_in_raw_bytes() -> None:
         (12, ["rsync: connection unexpectedly closed"], Outcome.LATER, "broke"),
         (30, ["rsync error: timeout in data send/receive (code 30)"], Outcome.LATER, "too long"),
         (35, [], Outcome.LATER, "in time"),
+        (5, ["rsync: did not see server greeting"], Outcome.LATER, "before the machine's"),
         (5, ["@ERROR: auth failed on module docs"], Outcome.FAILED, "password"),
         (5, ["@ERROR: chdir failed"], Outcome.FAILED, "path isn't there"),
         (5, ["@ERROR: Unknown module 'docs'"], Outcome.FAILED, "doesn't offer"),
