@@ -123,10 +123,8 @@ INTEGRATION_AS_USER = (
     ),
 )
 
-# In the order of their files: the small bundle is looked at before others add to it, and with no
-# more beside it than there are processors, since its first backup has a minute.
-MODEL_PROCESSES = ("-n", str(max(2, os.cpu_count() or 2)))
-MODEL_TESTS = (*MODEL_PROCESSES, "--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
+# In the order of their files: the small bundle is looked at before others add to it.
+MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
