@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,11 +18,6 @@ _SHUTDOWN = 0x8004587D
 
 _WITHOUT_THE_LOG = 2
 """Neither data nor what the log holds in memory is written: what a power cut does."""
-
-_CLONE_NEWNS = 0x00020000
-"""linux/sched.h"""
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -162,26 +156,6 @@ class Disk:
     def renew(self) -> None:
         """Go on with what is on the disk now, whoever has the former one; see `bring_back`."""
         self.bring_back(self.image)
-
-
-@contextlib.contextmanager
-def own_mounts() -> Iterator[None]:
-    """Be in a mount namespace of one's own while the context lasts (root only).
-
-    So nobody who makes a namespace meanwhile gets a copy of our mounts, and keeps them in use.
-    """
-    folder = Path.cwd()
-    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        assert _LIBC.unshare(_CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-        try:
-            _do("mount", "--make-rprivate", "/")
-            yield
-        finally:
-            assert _LIBC.setns(outside, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-            os.chdir(folder)
-    finally:
-        os.close(outside)
 
 
 @contextlib.contextmanager

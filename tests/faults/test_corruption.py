@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from tests.faults.damage import KINDS, WAYS, write_in_place
-from tests.faults.disks import made_disk, own_mounts
+from tests.faults.disks import made_disk
 from tests.faults.station import LATER, Station, change_tree, day, id_of
 from tests.faults.tally import FULL, SEED, Tally, times
 from tests.integration.snapshots.support import MACHINE, quick_folder, serve
+from tests.support.mounts import own_mounts
 from tests.support.trees import Entry, describe_tree, differences
 from turku_core.errors import TurkuError
 from turku_core.protocol.client import Client

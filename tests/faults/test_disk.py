@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.disks import Disk, made_disk, own_mounts
+from tests.faults.disks import Disk, made_disk
 from tests.faults.station import (
     LATER,
     Station,
@@ -28,6 +28,7 @@ from tests.faults.station import (
 )
 from tests.faults.tally import FULL, SEED, Tally, times
 from tests.integration.snapshots.support import MACHINE, serve
+from tests.support.mounts import own_mounts
 from tests.support.trees import Entry
 from turku_core import clock
 from turku_core.errors import TurkuError
