@@ -69,8 +69,9 @@ def find_tunnel(listeners: Iterable[Listener], port: int, uid: int) -> str:
             f"Port {port} is not a tunnel of this session: "
             + ("it belongs to someone else." if found else "nothing listens there (ssh -R).")
         )
-    # IPv4 first: a service of another user on the IPv4 side keeps sshd to the IPv6 one.
-    address = min(own, key=lambda address: address.version)
+    # sshd takes a port that is free on ::1, and 127.0.0.1 only if nobody has that port there. Who
+    # has may be a service that runs as the same user.
+    address = max(own, key=lambda address: address.version)
     return f"[{address}]" if address.version == 6 else str(address)
 
 

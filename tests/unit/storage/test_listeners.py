@@ -47,7 +47,7 @@ def test_a_big_endian_host_is_read_too() -> None:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([row(V4_LOOPBACK, 7, 5), row(V6_LOOPBACK, 7, 5)], "127.0.0.1"),
+        ([row(V4_LOOPBACK, 7, 5), row(V6_LOOPBACK, 7, 5)], "[::1]"),
         ([row(V6_LOOPBACK, 7, 5)], "[::1]"),
         ([row(V4_LOOPBACK, 7, 6), row(V6_LOOPBACK, 7, 5)], "[::1]"),
     ],
