@@ -6,11 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -313,15 +314,21 @@ def stop_detached(layout: Layout) -> bool:
     running = read_running(layout)
     if running is None or not is_up(layout):
         return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(running.pid, signal.SIGTERM)
-    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
+    with contextlib.suppress(ProcessLookupError), _process(running.pid) as supervisor:
+        signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+        # It ends when everything is gone.
+        select.select([supervisor], [], [])
+    return True
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """Give a descriptor of a process, which is readable when that has ended (pidfd_open(2))."""
+    descriptor = os.pidfd_open(pid)
     try:
-        # The supervisor lets go of the lock when everything is gone.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
         os.close(descriptor)
-    return True
 
 
 def _end(supervisor: subprocess.Popen[str]) -> None:
