@@ -418,7 +418,7 @@ def _restore(
 
     run = partial(programs.run, env=dict(env or {}), cancelled=cancelled)
     command = make_command(manner, Extent.CHOSEN if wanted else Extent.ALL)
-    names = [os.fsencode(path) for path in wanted]
+    names = [path.encode("utf-8", "surrogateescape") for path in wanted]
     finished = run(command, stdin=make_list(names), on_stdout=feed)
     outcome, message = classify(finished.code, finished.stderr.splitlines())
     again = () if manner.dry_run else dict.fromkeys(_sticky_folders(os.fsencode(tree), names))

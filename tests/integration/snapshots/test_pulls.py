@@ -320,13 +320,19 @@ def test_any_change_of_rights_comes_back(tmp_path: Path, mode: str) -> None:
         else:
             (top / f"{name}{number}").mkdir(parents=True)
     unit = make_unit(tmp_path)
+    trees = {}
     with serve(source) as daemon:
         for number in range(4):
             for path in sorted(source.glob("*/*")):
                 change_rights(path, dice)
-            unit.back_up(daemon, mode, at=START + number * DAY)
+            record = unit.back_up(daemon, mode, at=START + number * DAY)
+            trees[record.id] = describe_tree(source)
             assert unit.restore("latest", tmp_path / f"{number}").ok
-            assert differences(describe_tree(source), describe_tree(tmp_path / f"{number}")) == []
+            assert differences(trees[record.id], describe_tree(tmp_path / f"{number}")) == []
+    # What changed in one snapshot changed in none before it.
+    for snapshot in unit.ids() if mode != "none" else []:
+        assert unit.restore(snapshot, tmp_path / snapshot).ok
+        assert differences(trees[snapshot], describe_tree(tmp_path / snapshot)) == []
 
 
 def change_rights(path: Path, dice: random.Random) -> None:
