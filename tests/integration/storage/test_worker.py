@@ -132,19 +132,23 @@ def test_a_source_whose_commit_waits_is_for_later(unit: Unit, machine: Machine) 
     assert machine.check_in().code == 0
 
 
-def test_prior_art_27_a_kill_between_snapshot_and_report_is_made_good(
-    unit: Unit, machine: Machine
-) -> None:
+def back_up_and_lose_the_report(unit: Unit, machine: Machine) -> None:
+    """Make a snapshot as a SIGKILL would leave it: it is there, its job too, its report isn't."""
     machine.check_in()
     [path] = (unit.state / "queue").glob("*.json")
     job = path.read_bytes()
     unit.api.down()
     unit.drain()
-    # As a SIGKILL would have left it: the snapshot is there, the job too, the report isn't.
     path.write_bytes(job)
     for spooled in (unit.state / "reports").glob("*.json"):
         spooled.unlink()
     unit.api.up()
+
+
+def test_prior_art_27_a_kill_between_snapshot_and_report_is_made_good(
+    unit: Unit, machine: Machine
+) -> None:
+    back_up_and_lose_the_report(unit, machine)
     unit.drain()
     [report] = unit.api.reports("docs")
     assert report["snapshot"] == unit.snapshots(machine)[0]
@@ -153,15 +157,7 @@ def test_prior_art_27_a_kill_between_snapshot_and_report_is_made_good(
 def test_a_kill_between_snapshot_and_report_is_made_good_also_after_another_backup(
     unit: Unit, machine: Machine
 ) -> None:
-    machine.check_in()
-    [path] = (unit.state / "queue").glob("*.json")
-    job = path.read_bytes()
-    unit.api.down()
-    unit.drain()
-    path.write_bytes(job)
-    for spooled in (unit.state / "reports").glob("*.json"):
-        spooled.unlink()
-    unit.api.up()
+    back_up_and_lose_the_report(unit, machine)
     assert machine.check_in().code == 0
     unit.drain()
     told = {report["snapshot"] for report in unit.api.reports("docs")}
