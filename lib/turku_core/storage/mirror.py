@@ -423,7 +423,16 @@ _MEANINGS = {
 }
 
 
-def classify(code: int, stderr: Sequence[str]) -> tuple[Outcome, str]:
+_IN_A_RESTORE = {
+    3: (Outcome.FAILED, "The folder to restore to could not be used."),
+    11: (Outcome.FAILED, "Files could not be written where they are restored to."),
+}
+"""What another side's writing makes of these codes."""
+
+
+def classify(
+    code: int, stderr: Sequence[str], *, in_a_restore: bool = False
+) -> tuple[Outcome, str]:
     """Return what rsync's exit code means, and a sentence with rsync's own words.
 
     The codes are those of rsync(1). Errors on this side are told from those of the machine by the
@@ -432,13 +441,16 @@ def classify(code: int, stderr: Sequence[str]) -> tuple[Outcome, str]:
     words = _words(stderr)
     if code == 0:
         return Outcome.RECEIVED, words
-    outcome, meaning = _MEANINGS.get(code, (Outcome.FAILED, f"rsync ended with code {code}."))
+    meanings = {**_MEANINGS, **_IN_A_RESTORE} if in_a_restore else _MEANINGS
+    outcome, meaning = meanings.get(code, (Outcome.FAILED, f"rsync ended with code {code}."))
     if code < 0:
         outcome, meaning = Outcome.LATER, f"rsync was ended by signal {-code}."
     ours = [line for line in stderr if _OURS.search(line)]
     if any(_says_full(line) for line in ours):
         outcome = Outcome.FAILED
         meaning = "The volume is full; make room, or let snapshots expire."
+        if in_a_restore:
+            meaning = "The disk that is restored to is full: make room there, or restore elsewhere."
     elif any("%stat" in line and "not supported" in line for line in ours):
         outcome = Outcome.FAILED
         meaning = "The volume keeps no extended attributes (user_xattr), and backups need them."

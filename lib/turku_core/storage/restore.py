@@ -420,11 +420,11 @@ def _restore(
     command = make_command(manner, Extent.CHOSEN if wanted else Extent.ALL)
     names = [path.encode("utf-8", "surrogateescape") for path in wanted]
     finished = run(command, stdin=make_list(names), on_stdout=feed)
-    outcome, message = classify(finished.code, finished.stderr.splitlines())
+    outcome, message = classify(finished.code, finished.stderr.splitlines(), in_a_restore=True)
     again = () if manner.dry_run else dict.fromkeys(_sticky_folders(os.fsencode(tree), names))
     if again and outcome in (Outcome.RECEIVED, Outcome.PARTIAL):
         finished = run(make_command(Manner(), Extent.ALONE), stdin=make_list(again))
-        second = classify(finished.code, finished.stderr.splitlines())
+        second = classify(finished.code, finished.stderr.splitlines(), in_a_restore=True)
         outcome, message = second if outcome is Outcome.RECEIVED else (outcome, message)
     counted = output.statistics()
     if outcome is Outcome.PARTIAL:

@@ -184,6 +184,13 @@ def test_what_an_exit_code_is_taken_for(
     assert words in message
 
 
+def test_a_full_disk_is_that_of_whoever_writes() -> None:
+    stderr = ["rsync: [receiver] write failed on 'x': No space left on device (28)"]
+    assert "The volume is full" in classify(11, stderr)[1]
+    assert "disk that is restored to is full" in classify(11, stderr, in_a_restore=True)[1]
+    assert "storage unit" not in classify(11, [], in_a_restore=True)[1]
+
+
 def test_messages_are_printable_and_of_bearable_length() -> None:
     lines = [f"rsync: [sender] bad \x1b[31m name \udcff {number}" for number in range(1000)]
     _, message = classify(23, lines)
