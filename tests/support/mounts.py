@@ -7,7 +7,6 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
 """linux/sched.h"""
@@ -21,8 +20,8 @@ def own_mounts() -> Iterator[None]:
 
     So nobody who makes a namespace meanwhile gets a copy of our mounts, and keeps them in use.
     """
-    folder = Path.cwd()
-    outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    paths = ("/proc/thread-self/ns/mnt", "/", ".")
+    outside, root, folder = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
     try:
         assert _LIBC.unshare(_CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
         try:
@@ -30,6 +29,9 @@ def own_mounts() -> Iterator[None]:
             yield
         finally:
             assert _LIBC.setns(outside, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+            # It leads to the namespace's own root, which isn't ours in a chroot: setns(2).
+            os.chroot(root)
             os.chdir(folder)
     finally:
-        os.close(outside)
+        for each in (outside, root, folder):
+            os.close(each)

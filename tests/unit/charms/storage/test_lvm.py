@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lvm import LvmError, ensure, read_facts, write_fstab
+from tests.support.mounts import own_mounts
 from tests.unit.charms.storage.fake_lvm import FakeLvm, fake_lvm
 from volume_plan import FstabLine, Mount, Step
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.needs_root
 @pytest.fixture
 def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLvm]:
     """LVM's commands come first on the PATH."""
-    with fake_lvm(tmp_path / "lvm") as made:
+    with own_mounts(), fake_lvm(tmp_path / "lvm") as made:
         monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
         yield made
 

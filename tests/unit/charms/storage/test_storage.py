@@ -16,6 +16,7 @@ import pytest
 from ops import testing
 
 from storage_volumes import Attached, UnitVolume, choose, detached, on_root_disk, to_config
+from tests.support.mounts import own_mounts
 from tests.support.stand_in_api import StandInApi
 from tests.unit.charms.storage.conftest import WORKER, Systemd, Unit
 from tests.unit.charms.storage.fake_lvm import FakeLvm, fake_lvm
@@ -241,7 +242,7 @@ def test_a_new_units_user_gets_the_id_of_the_backups_that_it_is_given(
 @pytest.fixture
 def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLvm]:
     """LVM's commands come first on the PATH."""
-    with fake_lvm(tmp_path / "lvm") as made:
+    with own_mounts(), fake_lvm(tmp_path / "lvm") as made:
         monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
         yield made
 
