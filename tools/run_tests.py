@@ -128,8 +128,14 @@ MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
+        "what is promised of a machine's first minute",
+        # By itself: what other machines need of the host meanwhile is no part of the minute.
+        pytest_command(*MODEL_TESTS, "alone", "-n0", as_root=True),
+        counts_tests=True,
+    ),
+    Check(
         "the charms on machines of their own",
-        pytest_command(*MODEL_TESTS, "not slow_model", as_root=True),
+        pytest_command(*MODEL_TESTS, "not slow_model and not alone", as_root=True),
         counts_tests=True,
     ),
 )

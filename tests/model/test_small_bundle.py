@@ -6,6 +6,8 @@ import json
 import re
 import time
 
+import pytest
+
 from tests.model.fleet import act, agent_beside, backups, wait_for_backup, well
 from tests.model.runner.model import Model
 
@@ -32,6 +34,7 @@ def sample(metrics: str, name: str, **labels: str) -> float:
     return found[0]
 
 
+@pytest.mark.alone
 def test_a_machine_that_comes_later_is_backed_up_within_a_minute(small: Model) -> None:
     assert {name: word for name, (word, _) in small.status().items()} == {
         "turku-api/0": "active",

@@ -30,7 +30,8 @@ def own_mounts() -> Iterator[None]:
         finally:
             assert _LIBC.setns(outside, _CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
             # It leads to the namespace's own root, which isn't ours in a chroot: setns(2).
-            os.chroot(root)
+            os.chdir(root)
+            os.chroot(".")
             os.chdir(folder)
     finally:
         for each in (outside, root, folder):
