@@ -12,6 +12,7 @@ root, and the charms' `root` is set to it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections import deque
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import ops
@@ -31,6 +32,7 @@ HOOKS_MAX = 400
 """More hooks than that without coming to rest are two charms that answer each other for ever."""
 
 Databag = dict[str, str]
+AModel = TypeVar("AModel", bound="Joined")
 
 
 @dataclass
@@ -266,6 +268,15 @@ class Joined:
                 count += 1
             assert count < HOOKS_MAX, f"the charms don't come to rest: {self.hooks_run[-20:]}"
         return count
+
+    def copy(self: AModel) -> AModel:
+        """Return a model as this one is, at rest; what happens in one is not seen in the other.
+
+        The units keep their folders, since charms write down where they are.
+        """
+        assert not self.queue, "hooks are left to run"
+        units = [unit for app in self.apps.values() for unit in app.units.values()]
+        return copy.deepcopy(self, {id(unit.context): unit.context for unit in units})
 
     def statuses(self) -> dict[str, str]:
         """Return each unit's status in a line."""

@@ -151,3 +151,41 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     use_this_environment(monkeypatch)
     Services().put_in_place(monkeypatch)
     return Fleet(tmp_path)
+
+
+@dataclass(frozen=True)
+class AtRest:
+    """A fleet that came to rest: it, what runs there, and a copy of its machines' files."""
+
+    fleet: Fleet
+    running: frozenset[str]
+    files: Path
+
+
+@pytest.fixture(scope="module")
+def at_rest(tmp_path_factory: pytest.TempPathFactory) -> AtRest:
+    """An API, a storage unit and an agent beside a principal, all related: made once."""
+    folder = tmp_path_factory.mktemp("at-rest")
+    fleet, services = Fleet(folder / "fleet"), Services()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_this_environment(monkeypatch)
+        services.put_in_place(monkeypatch)
+        fleet.deploy_api()
+        fleet.deploy_storage()
+        fleet.deploy_agent()
+        fleet.integrate("turku-storage:api", "turku-api:storages")
+        fleet.integrate("turku-agent:api", "turku-api:agents")
+        fleet.integrate("turku-agent:host", "ubuntu:info")
+        fleet.settle()
+    fleet.folder.rename(folder / "files")
+    return AtRest(fleet, frozenset(services.running), folder / "files")
+
+
+@pytest.fixture
+def joined(at_rest: AtRest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    """A fleet that is as it came to rest, on the machines of the one before it."""
+    use_this_environment(monkeypatch)
+    Services(set(at_rest.running)).put_in_place(monkeypatch)
+    subprocess.run(["cp", "--archive", at_rest.files, at_rest.fleet.folder], check=True)
+    yield at_rest.fleet.copy()
+    shutil.rmtree(at_rest.fleet.folder)

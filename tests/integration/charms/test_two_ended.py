@@ -18,19 +18,6 @@ from turku_core.errors import TryAgainLater, TurkuError
 SEND = "turku-update-config"
 
 
-@pytest.fixture
-def joined(fleet: Fleet) -> Fleet:
-    """An API, a storage unit and an agent beside a principal, all related and at rest."""
-    fleet.deploy_api()
-    fleet.deploy_storage()
-    fleet.deploy_agent()
-    fleet.integrate("turku-storage:api", "turku-api:storages")
-    fleet.integrate("turku-agent:api", "turku-api:agents")
-    fleet.integrate("turku-agent:host", "ubuntu:info")
-    fleet.settle()
-    return fleet
-
-
 def test_everyone_finds_the_api_and_comes_to_rest(joined: Fleet) -> None:
     assert joined.statuses()["turku-api/0"].startswith("active: ")
     url = f"https://localhost:{joined.port}/v1"
