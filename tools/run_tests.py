@@ -19,6 +19,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+PROCESSORS = max(2, os.cpu_count() or 2)
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ def tool(name: str, *arguments: str) -> tuple[str, ...]:
 
 def pytest_command(*arguments: str, as_root: bool = False) -> tuple[str, ...]:
     """Return the command of a test run; as root it goes through sudo when we are not root."""
-    # One more than there are processors: many tests wait for programs, and for time to pass.
-    processes = str(max(2, os.cpu_count() or 2) + 1)
-    command = tool("pytest", "-q", "-n", processes, "--dist=worksteal", *arguments)
+    # One more than there are processors: many tests wait for programs.
+    command = tool("pytest", "-q", "-n", str(PROCESSORS + 1), "--dist=worksteal", *arguments)
     if as_root and os.geteuid() != 0:
         # Nothing of root's may be left in this user's tree.
         kept = (f"{name}={os.environ.get(name, '')}" for name in ("CI", "TURKU_FAULTS"))
@@ -99,8 +99,9 @@ UNIT = (
     ),
 )
 
-# Both with real parts; of the faults a few rounds, `make faults` tries all of them.
-REAL_PARTS = ("tests/integration", "tests/faults")
+# Both with real parts; of the faults a few rounds, `make faults` tries all of them. They wait for
+# time to pass as well, so there is one process more.
+REAL_PARTS = ("-n", str(PROCESSORS + 2), "tests/integration", "tests/faults")
 
 INTEGRATION_AS_ROOT = (
     Check(
@@ -128,14 +129,8 @@ MODEL_TESTS = ("--dist=loadfile", "--no-loadscope-reorder", "tests/model", "-m")
 
 MODEL = (
     Check(
-        "what is promised of a machine's first minute",
-        # By itself: what other machines need of the host meanwhile is no part of the minute.
-        pytest_command(*MODEL_TESTS, "alone", "-n0", as_root=True),
-        counts_tests=True,
-    ),
-    Check(
         "the charms on machines of their own",
-        pytest_command(*MODEL_TESTS, "not slow_model and not alone", as_root=True),
+        pytest_command(*MODEL_TESTS, "not slow_model", as_root=True),
         counts_tests=True,
     ),
 )
@@ -150,7 +145,7 @@ MODEL_SLOW = (
 )
 
 # Most of the time they wait: for what is slow, silent or gone to be noticed.
-FAULTS_PROCESSES = ("-n", str(2 * max(2, os.cpu_count() or 2) + 1))
+FAULTS_PROCESSES = ("-n", str(2 * PROCESSORS + 1))
 
 FAULTS = (
     Check(

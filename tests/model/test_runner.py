@@ -6,15 +6,18 @@ a hook is to do besides, a test leaves on the machine as a script.
 
 from __future__ import annotations
 
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.model.runner.commands import run
 from tests.model.runner.model import ActionFailed, Model, active
+from tests.model.runner.turns import Turns
 
 TINY = """\
 name: tiny
@@ -405,6 +408,37 @@ def test_rule_11_storage_is_there_before_its_hook_and_goes_after_it(model: Model
     model.settle(60)
     assert hooks(model, "tiny/0")[-2:] == ["more-storage-detaching", "more-storage-detaching"]
     assert "/srv/more" not in machine.run(["findmnt", "-n", "-o", "TARGET"])
+
+
+def test_who_is_alone_has_waited_for_everyone_and_everyone_waits(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    happened: list[str] = []
+    go_on = threading.Event()
+
+    def work(name: str) -> None:
+        with turns.beside_others():
+            happened.append(f"{name} begins")
+            assert go_on.wait(30)
+            happened.append(f"{name} ends")
+
+    def measure() -> None:
+        with turns.alone():
+            happened.append("alone")
+
+    with ThreadPoolExecutor() as pool:
+        tasks = [pool.submit(work, name) for name in ("one", "two")]
+        while len(happened) < 2:
+            time.sleep(0.01)
+        tasks.append(pool.submit(measure))
+        time.sleep(0.2)
+        tasks.append(pool.submit(work, "three"))
+        time.sleep(0.2)
+        assert set(happened) == {"one begins", "two begins"}
+        go_on.set()
+        for task in tasks:
+            task.result()
+    assert set(happened[2:4]) == {"one ends", "two ends"}
+    assert happened[4:] == ["alone", "three begins", "three ends"]
 
 
 def test_the_report_of_a_model_has_its_status_logs_and_journals(pair: Model) -> None:

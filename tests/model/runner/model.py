@@ -8,8 +8,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,7 @@ from tests.model.runner.limits import PREFIX, raise_limit, restore_limit
 from tests.model.runner.machines import Machine
 from tests.model.runner.network import Network
 from tests.model.runner.resolver import Hook, next_hook, note
+from tests.model.runner.turns import Turns
 
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0
 LOG_LINES_KEPT = 4000
@@ -86,6 +88,8 @@ class Model:
         self._servers: dict[str, ToolServer] = {}
         self._threads: list[threading.Thread] = []
         self._retry_at: dict[str, float] = {}
+        self._turns = Turns(image.parent)
+        self._has_host = False
         self._closing = False
         self._broken: list[str] = []
 
@@ -357,6 +361,17 @@ class Model:
             asked = time.monotonic()
         return time.monotonic() - began
 
+    @contextmanager
+    def host_to_itself(self) -> Iterator[None]:
+        """Let no other model's hooks run meanwhile, for a test that is about a time."""
+        self.settle()
+        with self._turns.alone():
+            self._has_host = True
+            try:
+                yield
+            finally:
+                self._has_host = False
+
     def is_settled(self) -> bool:
         """Whether every unit has been told everything."""
         with self._lock:
@@ -424,11 +439,15 @@ class Model:
         if not machine.is_running:
             return False
         with self._lock:
-            found = self._next_on(machine_name)
-        if found is None:
-            return False
-        unit, hook = found
-        with self._machine_locks[machine_name]:
+            if self._next_on(machine_name) is None:
+                return False
+        turn = nullcontext() if self._has_host else self._turns.beside_others()
+        with turn, self._machine_locks[machine_name]:
+            with self._lock:
+                found = self._next_on(machine_name)
+            if found is None:
+                return False
+            unit, hook = found
             application = self.entities.applications[unit.application]
             is_new = unit.charm is not application.charm
             if is_new and (unit.charm is None or hook.name in ("install", "upgrade-charm")):
