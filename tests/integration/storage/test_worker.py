@@ -294,6 +294,7 @@ def run_dropping(unit: Unit, script: str, *arguments: str) -> str:
     """
     for module in pkgutil.walk_packages(turku_core.storage.__path__, "turku_core.storage."):
         importlib.import_module(module.name)
+    importlib.import_module("requests")  # which is otherwise imported when there is a call to make
     for codec in ("ascii", "idna", "latin-1", "utf-8"):
         codecs.lookup(codec)
     # Programs are looked for beside the one that runs.

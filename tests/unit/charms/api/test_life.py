@@ -21,7 +21,7 @@ from tests.support.charms import CHARMS
 from turku_charm.workload import Workload, WorkloadError
 from turku_core.errors import TurkuError
 
-AGENTS = testing.Relation("agents", remote_app_name="agent", id=70)
+AGENTS = testing.Relation("agents", remote_app_name="agent")
 
 
 def test_the_file_of_options_is_this(serving: Api) -> None:
@@ -184,7 +184,7 @@ def test_a_storage_with_a_database_serves_a_new_application_with_its_data_and_it
     again = Api(serving.root, systemd, state=first_state())
     again.start_up()
     again.run(again.on.relation_created(AGENTS), **again.with_relations(AGENTS))
-    assert again.keys() == {"metal": "active", "agents-70": "active"}
+    assert again.keys() == {"metal": "active", f"agents-{AGENTS.id}": "active"}
     assert again.published(AGENTS).ca_certificate == ca
 
 

@@ -20,7 +20,7 @@ from ops import testing
 import api_certificates
 from tests.support.api_unit import Api
 
-AGENTS = testing.Relation("agents", remote_app_name="agent", id=70)
+AGENTS = testing.Relation("agents", remote_app_name="agent")
 
 
 class Authority:
