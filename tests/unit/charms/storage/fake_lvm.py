@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 COMMANDS = ("pvcreate", "vgcreate", "vgextend", "lvcreate", "lvextend", "vgchange", "pvs", "lvs")
 EXTENT = 4 * 1024 * 1024
+DETACH_SECONDS = 30.0
 
 
 def fail(words: str) -> NoReturn:
@@ -114,7 +116,7 @@ class Fake:
             mounts = Path("/proc/mounts").read_text().splitlines()
             if any(line.split()[0] == device for line in mounts):
                 fail("Logical volume turku/backups contains a filesystem in use.")
-            run("losetup", "--detach", device)
+            detach(device)
             self.node.unlink()
             self.state["lv"] = "inactive"
 
@@ -167,6 +169,20 @@ class Fake:
 def run(*command: str) -> str:
     """Run a real program."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def detach(device: str) -> None:
+    """Detach a loop device, and wait until it is.
+
+    Who looks at all devices for a UUID holds it open, and it stays until then (loop(4)): a mount
+    by UUID finds the one that goes, beside the one that came after it.
+    """
+    run("losetup", "--detach", device)
+    deadline = time.monotonic() + DETACH_SECONDS
+    while Path("/sys/block", Path(device).name, "loop/backing_file").exists():
+        if time.monotonic() > deadline:
+            fail(f"{device} is in use.")
+        time.sleep(0.01)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,16 @@ def test_what_nobody_activated_or_mounted_is_activated_and_mounted(
     device = lvm.device("one")
     host.ensure(device)
     run("umount", host.mount_point)
+    lvm.reboot()
+    assert host.ensure(device) == (["Activate", "Mount"], [])
+
+
+def test_a_volume_that_somebody_looked_at_as_it_went_comes_back(lvm: FakeLvm, host: Host) -> None:
+    device = lvm.device("one")
+    host.ensure(device)
+    run("umount", host.mount_point)
+    held = os.open(lvm.folder / "dev-turku-backups", os.O_RDONLY)
+    threading.Timer(0.3, os.close, [held]).start()
     lvm.reboot()
     assert host.ensure(device) == (["Activate", "Mount"], [])
 
