@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import turku_core.protocol
 import turku_core.storage
 from tests.integration.storage.conftest import Machine, Unit, add_machine, wait_for
 from turku_core.checked_json import dumps, read_json
@@ -292,9 +293,9 @@ def run_dropping(unit: Unit, script: str, *arguments: str) -> str:
     The child steps down from root; this interpreter may lie where only root can read, so
     everything that it imports is imported here.
     """
-    for module in pkgutil.walk_packages(turku_core.storage.__path__, "turku_core.storage."):
-        importlib.import_module(module.name)
-    importlib.import_module("requests")  # which is otherwise imported when there is a call to make
+    for package in (turku_core.protocol, turku_core.storage):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     for codec in ("ascii", "idna", "latin-1", "utf-8"):
         codecs.lookup(codec)
     # Programs are looked for beside the one that runs.
@@ -321,8 +322,7 @@ def run_dropping(unit: Unit, script: str, *arguments: str) -> str:
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    fared = unit.state / "worker.json"
-    assert os.waitstatus_to_exitcode(status) == 0, (said.read_text(), fared.read_text())
+    assert os.waitstatus_to_exitcode(status) == 0, said.read_text()
     return said.read_text()
 
 
