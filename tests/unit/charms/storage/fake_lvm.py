@@ -204,6 +204,15 @@ class FakeLvm:
 
     folder: Path
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which programs find this LVM's commands and volume."""
+        return {
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            # libblkid believes what it saw of a device in the last two seconds. The volume's has
+            # another number each time, unlike LVM's own, and its former one may be another's now.
+            "BLKID_FILE": "/dev/null",
+        }
+
     def device(self, name: str, mebibytes: int = 200) -> Path:
         """Return a new, empty loop device."""
         image = self.folder / f"{name}.img"
@@ -234,7 +243,7 @@ class FakeLvm:
 
 @contextlib.contextmanager
 def fake_lvm(folder: Path) -> Iterator[FakeLvm]:
-    """Put the fake's commands into a folder; it must come first on the PATH."""
+    """Put the fake's commands into a folder; see `FakeLvm.environment`."""
     folder.mkdir()
     script = folder / "fake_lvm.py"
     script.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")

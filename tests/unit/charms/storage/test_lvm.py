@@ -27,7 +27,8 @@ pytestmark = pytest.mark.needs_root
 def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLvm]:
     """LVM's commands come first on the PATH."""
     with own_mounts(), fake_lvm(tmp_path / "lvm") as made:
-        monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+        for variable, value in made.environment().items():
+            monkeypatch.setenv(variable, value)
         yield made
 
 
@@ -182,6 +183,17 @@ def test_a_volume_that_somebody_looked_at_as_it_went_comes_back(lvm: FakeLvm, ho
     held = os.open(lvm.folder / "dev-turku-backups", os.O_RDONLY)
     threading.Timer(0.3, os.close, [held]).start()
     lvm.reboot()
+    assert host.ensure(device) == (["Activate", "Mount"], [])
+
+
+def test_a_volume_is_found_by_its_uuid_when_its_devices_number_went_to_another(
+    lvm: FakeLvm, host: Host
+) -> None:
+    device = lvm.device("one")
+    host.ensure(device)
+    run("umount", host.mount_point)
+    lvm.reboot()
+    lvm.device("other")
     assert host.ensure(device) == (["Activate", "Mount"], [])
 
 

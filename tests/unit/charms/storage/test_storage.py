@@ -243,7 +243,8 @@ def test_a_new_units_user_gets_the_id_of_the_backups_that_it_is_given(
 def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLvm]:
     """LVM's commands come first on the PATH."""
     with own_mounts(), fake_lvm(tmp_path / "lvm") as made:
-        monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+        for variable, value in made.environment().items():
+            monkeypatch.setenv(variable, value)
         yield made
 
 
