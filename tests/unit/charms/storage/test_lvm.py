@@ -85,6 +85,15 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+@pytest.fixture
+def unmounted(lvm: FakeLvm, host: Host) -> Path:
+    """The device of a volume that was mounted and isn't any more."""
+    device = lvm.device("one")
+    host.ensure(device)
+    run("umount", host.mount_point)
+    return device
+
+
 def test_a_first_device_becomes_a_mounted_volume(lvm: FakeLvm, host: Host) -> None:
     device = lvm.device("one")
     steps, problems = host.ensure(device)
@@ -167,48 +176,37 @@ def test_after_a_reboot_fstab_mounts_it_again(lvm: FakeLvm, host: Host) -> None:
 
 
 def test_what_nobody_activated_or_mounted_is_activated_and_mounted(
-    lvm: FakeLvm, host: Host
+    lvm: FakeLvm, host: Host, unmounted: Path
 ) -> None:
-    device = lvm.device("one")
-    host.ensure(device)
-    run("umount", host.mount_point)
     lvm.reboot()
-    assert host.ensure(device) == (["Activate", "Mount"], [])
+    assert host.ensure(unmounted) == (["Activate", "Mount"], [])
 
 
-def test_a_volume_that_somebody_looked_at_as_it_went_comes_back(lvm: FakeLvm, host: Host) -> None:
-    device = lvm.device("one")
-    host.ensure(device)
-    run("umount", host.mount_point)
+def test_a_volume_that_somebody_looked_at_as_it_went_comes_back(
+    lvm: FakeLvm, host: Host, unmounted: Path
+) -> None:
     held = os.open(lvm.folder / "dev-turku-backups", os.O_RDONLY)
     threading.Timer(0.3, os.close, [held]).start()
     lvm.reboot()
-    assert host.ensure(device) == (["Activate", "Mount"], [])
+    assert host.ensure(unmounted) == (["Activate", "Mount"], [])
 
 
 def test_a_volume_is_found_by_its_uuid_when_its_devices_number_went_to_another(
-    lvm: FakeLvm, host: Host
+    lvm: FakeLvm, host: Host, unmounted: Path
 ) -> None:
-    device = lvm.device("one")
-    host.ensure(device)
-    run("umount", host.mount_point)
     lvm.reboot()
     lvm.device("other")
-    assert host.ensure(device) == (["Activate", "Mount"], [])
+    assert host.ensure(unmounted) == (["Activate", "Mount"], [])
 
 
 def test_a_volume_that_systemd_mounts_at_that_moment_is_mounted_once(
-    lvm: FakeLvm, host: Host
+    host: Host, unmounted: Path
 ) -> None:
-    device = lvm.device("one")
-    host.ensure(device)
-    run("umount", host.mount_point)
-
     def come_first(step: Step) -> None:
         assert step == Mount()
         run("mount", "--fstab", host.fstab, host.mount_point)
 
-    left = ensure(host.mount_point, host.fstab, {"volumes/0": device}, come_first)
+    left = ensure(host.mount_point, host.fstab, {"volumes/0": unmounted}, come_first)
     assert (left.waiting, left.problems) == ((), ())
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     assert [line.split()[1] for line in mounts].count(str(host.mount_point)) == 1
